@@ -22,7 +22,7 @@ Connect = Callable[[], Store]
 
 
 class Databases(Protocol):
-    """An engine that can hold any number of databases."""
+    """An engine with any number of databases."""
 
     def create(self) -> Connect:
         """Make a new, empty database."""
@@ -30,7 +30,7 @@ class Databases(Protocol):
 
 
 class SqliteDatabases:
-    """A file each."""
+    """A file for each database."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -42,7 +42,7 @@ class SqliteDatabases:
 
 
 class PostgresDatabases:
-    """One server, a database each; reached directly, or through a pooler."""
+    """One server with a database each, reached directly or through a pooler."""
 
     def __init__(self, server: Postgres, pooler: PgBouncer | None = None) -> None:
         self._server = server
@@ -59,7 +59,7 @@ class PostgresDatabases:
 def databases(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Databases:
-    """An engine for databases, each one in its turn; it folds often and in pieces."""
+    """Each database engine in turn; it folds often and in small parts."""
     monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 3)
     monkeypatch.setattr(deltas, "PART_CELLS", 2)
     monkeypatch.setattr(folding, "STEP_CELLS", 3)
@@ -78,7 +78,7 @@ def databases(
 
 @pytest.fixture
 def connect(databases: Databases) -> Connect:
-    """An empty database, to which any number of stores may connect."""
+    """A function that opens stores on one new, empty database."""
     return databases.create()
 
 
@@ -93,7 +93,7 @@ async def store(connect: Connect) -> AsyncIterator[Store]:
 
 @pytest.fixture(params=["memory", "redis"])
 def shared(request: pytest.FixtureRequest) -> Shared:
-    """An engine for what nodes share, each one in its turn."""
+    """Each engine that nodes share in turn."""
     if request.param == "memory":
         return SharedMemory()
     return SharedRedis(request.getfixturevalue("redis_url"))
@@ -101,7 +101,7 @@ def shared(request: pytest.FixtureRequest) -> Shared:
 
 @pytest.fixture
 async def cache(shared: Shared) -> AsyncIterator[Cache]:
-    """An empty cache that keeps things for longer than a test takes."""
+    """An empty cache with a lifetime longer than a test."""
     made = shared.cache(600)
     yield made
     await made.close()
@@ -109,7 +109,7 @@ async def cache(shared: Shared) -> AsyncIterator[Cache]:
 
 @pytest.fixture
 async def bus(shared: Shared) -> AsyncIterator[Bus]:
-    """A bus with nobody on it."""
+    """A bus without listeners."""
     async with carried(shared.bus()) as made:
         yield made
 
@@ -123,7 +123,7 @@ async def other(shared: Shared, bus: Bus) -> AsyncIterator[Bus]:
 
 @pytest.fixture
 async def cluster(shared: Shared) -> AsyncIterator[Cluster]:
-    """A node of a cluster that has no other."""
+    """The only node of a cluster."""
     made = shared.cluster()
     yield made
     await made.close()

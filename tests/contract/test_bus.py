@@ -15,7 +15,7 @@ def delta(seq: int) -> Delta:
 
 
 async def test_own_listeners_hear_at_once(bus: Bus) -> None:
-    """When `publish` returns, every listener of this process has the delta, whole."""
+    """When `publish` returns, every listener of this process has received the whole delta."""
     first: list[Delta | Position] = []
     second: list[Delta | Position] = []
     bus.listen(first.append)
@@ -25,7 +25,7 @@ async def test_own_listeners_hear_at_once(bus: Bus) -> None:
 
 
 async def test_deltas_come_in_order(bus: Bus) -> None:
-    """As they were published."""
+    """Deltas arrive in the order in which they were published."""
     heard: list[Delta | Position] = []
     bus.listen(heard.append)
     for seq in range(1, 101):
@@ -34,7 +34,7 @@ async def test_deltas_come_in_order(bus: Bus) -> None:
 
 
 async def test_listener_hears_from_now_on(bus: Bus) -> None:
-    """What was said before is not repeated."""
+    """A new listener does not receive earlier messages."""
     heard: list[Delta | Position] = []
     bus.publish(delta(1))
     bus.listen(heard.append)
@@ -43,7 +43,7 @@ async def test_listener_hears_from_now_on(bus: Bus) -> None:
 
 
 async def test_ended_listener_hears_no_more(bus: Bus) -> None:
-    """It alone; the same function listening twice is two listeners. Ending again is no harm."""
+    """Only that listener ends, also if its function listens twice; ending twice is allowed."""
     heard: list[Delta | Position] = []
     end = bus.listen(heard.append)
     bus.listen(heard.append)
@@ -56,7 +56,7 @@ async def test_ended_listener_hears_no_more(bus: Bus) -> None:
 
 
 async def test_listener_may_end_itself(bus: Bus) -> None:
-    """While it hears; the others hear all the same."""
+    """A listener that ends itself during a message does not affect the others."""
     heard: list[Delta | Position] = []
 
     def once(one: Delta | Position) -> None:
@@ -71,7 +71,7 @@ async def test_listener_may_end_itself(bus: Bus) -> None:
 
 
 async def test_close_may_be_called_twice(bus: Bus) -> None:
-    """And a listener may end after it."""
+    """A listener may also end after the bus was closed."""
     heard: list[Delta | Position] = []
     end = bus.listen(heard.append)
     await bus.close()
@@ -81,7 +81,7 @@ async def test_close_may_be_called_twice(bus: Bus) -> None:
 
 
 async def test_announced_position_is_for_other_nodes(bus: Bus) -> None:
-    """A node knows what it announces: its own listeners do not hear it."""
+    """A node's own listeners do not receive the position that it announces."""
     heard: list[Delta | Position] = []
     bus.listen(heard.append)
     bus.announce(Position("e", 2))
@@ -90,7 +90,7 @@ async def test_announced_position_is_for_other_nodes(bus: Bus) -> None:
 
 
 async def test_other_nodes_hear_all_in_order(bus: Bus, other: Bus) -> None:
-    """Deltas whole, and positions, as they were sent."""
+    """Another node receives whole deltas and positions in the order they were sent."""
     heard: list[Delta | Position] = []
     other.listen(heard.append)
     sent = [delta(seq) for seq in range(1, 301)]
@@ -105,7 +105,7 @@ async def test_other_nodes_hear_all_in_order(bus: Bus, other: Bus) -> None:
 
 
 async def test_both_ways(bus: Bus, other: Bus) -> None:
-    """Any node sends, any node hears; none hears its own twice."""
+    """Each node receives what the other sends, and nothing of its own twice."""
     here: list[Delta | Position] = []
     there: list[Delta | Position] = []
     bus.listen(here.append)
@@ -120,7 +120,7 @@ async def test_both_ways(bus: Bus, other: Bus) -> None:
 
 
 async def test_late_deltas_can_be_had_again(bus: Bus, other: Bus) -> None:
-    """From any position on, by who sent them and by who did not."""
+    """`deltas` returns the deltas after any position, to the sender and to others."""
     heard: list[Delta | Position] = []
     other.listen(heard.append)
     for seq in range(1, 21):
@@ -134,12 +134,12 @@ async def test_late_deltas_can_be_had_again(bus: Bus, other: Bus) -> None:
 
 
 async def test_empty_bus_has_no_deltas(bus: Bus) -> None:
-    """Nothing was sent lately."""
+    """`deltas` returns no deltas if none was sent lately."""
     assert await bus.deltas(Position("e", 5)) == []
 
 
 async def test_deltas_in_a_wrong_order_come_in_the_right_one(bus: Bus, other: Bus) -> None:
-    """Nodes overtake each other between the database and the bus."""
+    """`deltas` sorts deltas of nodes that overtook each other."""
     heard: list[Delta | Position] = []
     other.listen(heard.append)
     for seq in (1, 3, 2, 2, 5, 4):
@@ -149,7 +149,7 @@ async def test_deltas_in_a_wrong_order_come_in_the_right_one(bus: Bus, other: Bu
 
 
 async def test_missing_deltas_are_a_gap(bus: Bus, other: Bus) -> None:
-    """One that was never sent, one from too long ago, another history."""
+    """A delta that was never sent, is too old or has another epoch is a gap."""
     heard: list[Delta | Position] = []
     other.listen(heard.append)
     for seq in (3, 4, 6):

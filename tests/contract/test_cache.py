@@ -25,12 +25,12 @@ async def held(cache: Cache) -> Position | None:
 
 
 async def test_empty_cache_has_nothing(cache: Cache) -> None:
-    """None, not an empty snapshot."""
+    """An empty cache returns None, and not an empty snapshot."""
     assert await cache.get() is None
 
 
 async def test_what_is_put_comes_back(cache: Cache) -> None:
-    """With all its sums, for every window."""
+    """A snapshot comes back with all its sums, for every window."""
     await cache.put(snapshot(3))
     found = await cache.get()
     assert found is not None
@@ -40,7 +40,7 @@ async def test_what_is_put_comes_back(cache: Cache) -> None:
 
 
 async def test_newest_put_holds(cache: Cache) -> None:
-    """One snapshot is kept; a slow node does not take the cluster back with an older one."""
+    """The cache keeps one snapshot, and an older one never replaces it."""
     await cache.put(snapshot(1))
     await cache.put(snapshot(2))
     await cache.put(snapshot(1))
@@ -51,14 +51,14 @@ async def test_newest_put_holds(cache: Cache) -> None:
 
 
 async def test_another_epoch_replaces_any_seq(cache: Cache) -> None:
-    """Of two histories, the one put last is the one that holds."""
+    """Of two epochs, the snapshot that was put last is kept."""
     await cache.put(snapshot(3, epoch="old"))
     await cache.put(snapshot(1, epoch="new"))
     assert await held(cache) == Position("new", 1)
 
 
 async def test_changes_do_not_reach_the_cache(cache: Cache) -> None:
-    """Nor do changes to what was got reach the next who gets it."""
+    """Changing a snapshot after `put` or `get` does not change the cached one."""
     mine = snapshot(1)
     await cache.put(mine)
     mine.apply(Delta(Position("e", 2), cells_of([kept(2)]), NOW))
@@ -70,14 +70,14 @@ async def test_changes_do_not_reach_the_cache(cache: Cache) -> None:
 
 
 async def test_invalidate_forgets_what_is_older(cache: Cache) -> None:
-    """A snapshot of an earlier commit is gone."""
+    """A snapshot of an earlier commit is removed."""
     await cache.put(snapshot(3))
     await cache.invalidate(Position("e", 4))
     assert await cache.get() is None
 
 
 async def test_invalidate_keeps_what_is_as_new_or_newer(cache: Cache) -> None:
-    """Whoever was quicker to put a newer one does not lose it."""
+    """A snapshot that another node put meanwhile is kept."""
     await cache.put(snapshot(3))
     await cache.invalidate(Position("e", 3))
     await cache.invalidate(Position("e", 2))
@@ -85,20 +85,20 @@ async def test_invalidate_keeps_what_is_as_new_or_newer(cache: Cache) -> None:
 
 
 async def test_invalidate_forgets_another_epoch(cache: Cache) -> None:
-    """Its seq says nothing about this history."""
+    """A snapshot of another epoch is removed, whatever its seq."""
     await cache.put(snapshot(3, epoch="old"))
     await cache.invalidate(Position("new", 1))
     assert await cache.get() is None
 
 
-async def test_invalidate_of_an_empty_cache_is_no_harm(cache: Cache) -> None:
-    """There is nothing to forget."""
+async def test_an_empty_cache_can_be_invalidated(cache: Cache) -> None:
+    """`invalidate` of an empty cache does nothing."""
     await cache.invalidate(Position("e", 1))
     assert await cache.get() is None
 
 
 async def test_snapshot_expires(shared: Shared) -> None:
-    """After the cache's lifetime, and not at once."""
+    """A snapshot is kept for the cache's lifetime."""
     cache = shared.cache(1.0)
     await cache.put(snapshot(2))
     while await cache.get() is None:  # a machine so busy that the second is over already
@@ -112,7 +112,7 @@ async def test_snapshot_expires(shared: Shared) -> None:
 
 
 async def test_close_may_be_called_twice(shared: Shared) -> None:
-    """By an exit stack and by hand."""
+    """A second `close` does nothing."""
     cache = shared.cache(60)
     await cache.put(snapshot())
     await cache.close()

@@ -7,14 +7,14 @@ from tests.support.engines import PATIENCE, Shared
 
 
 async def test_work_is_claimed_once(cluster: Cluster) -> None:
-    """While it is claimed, no node gets it again, not even the same one; other work is free."""
+    """No node gets claimed work again, not even the same one; other work is free."""
     assert await cluster.claim("look", 600)
     assert not await cluster.claim("look", 600)
     assert await cluster.claim("load", 600)
 
 
 async def test_claim_ends_in_its_time(cluster: Cluster) -> None:
-    """Then the first to ask gets it; a claim needs no release."""
+    """After its time the first node to ask gets the work, without a release."""
     assert await cluster.claim("look", 0.05)
     async with asyncio.timeout(PATIENCE):
         while not await cluster.claim("look", 600):  # noqa: ASYNC110  -- asking is the test
@@ -23,25 +23,25 @@ async def test_claim_ends_in_its_time(cluster: Cluster) -> None:
 
 
 async def test_one_of_many_gets_the_work(cluster: Cluster) -> None:
-    """Of many that ask at once."""
+    """Of many nodes that ask at once, one gets the claim."""
     claimed = await asyncio.gather(*(cluster.claim("look", 600) for _ in range(50)))
     assert sum(claimed) == 1
 
 
 async def test_no_node_has_streams_at_first(cluster: Cluster) -> None:
-    """Zero, not an error."""
+    """The number of streams is 0 at first."""
     assert await cluster.total_connections() == 0
 
 
 async def test_newest_report_of_a_node_counts(cluster: Cluster) -> None:
-    """Not the sum of its reports."""
+    """A node's reports replace each other, and are not added."""
     await cluster.report_connections(5)
     await cluster.report_connections(3)
     assert await cluster.total_connections() == 3
 
 
 async def test_node_that_left_does_not_count(shared: Shared) -> None:
-    """It may also leave a second time."""
+    """A node may also leave a second time."""
     node = shared.cluster()
     await node.report_connections(5)
     await node.close()

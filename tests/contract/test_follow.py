@@ -33,7 +33,7 @@ FIELDS = ("count", "cost", "avg_confidence", "errors", "p95_latency_ms")
 
 
 class Node:
-    """A store, and live state that hears of its commits when it is let."""
+    """A store, and live state that receives its commits when the test lets it."""
 
     def __init__(self, databases: Databases) -> None:
         self.clock = HeldClock()
@@ -64,7 +64,7 @@ class Node:
         self.unheard.clear()
 
     async def load(self) -> None:
-        """Lose step, and load anew: what the commits in between changed, nobody knows."""
+        """Load live state again, so that it does not know what the skipped commits changed."""
         self.unheard.clear()
         self.snapshot = await self.store.load(self.clock.now())
 
@@ -73,7 +73,7 @@ class Node:
 
 
 class Life(RuleBasedStateMachine):
-    """A node with a client whose chart follows."""
+    """A node with a client whose chart follows a history."""
 
     databases: Databases
     advanced = 0
@@ -140,7 +140,7 @@ class Life(RuleBasedStateMachine):
         exact=st.integers(0, 59),
     )
     def commit(self, sent: list[DecisionRecord], exact: int) -> None:
-        """Decisions of now, late ones, and some of the future."""
+        """Commit present, late and future decisions."""
         now = self.node.clock.now()
         batch = []
         for one in sent:
@@ -151,24 +151,24 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def hear(self) -> None:
-        """Live state catches up."""
+        """Let live state catch up."""
         self.node.hear()
 
     @rule()
     def load(self) -> None:
-        """Live state is had anew."""
+        """Load live state again."""
         self.run(self.node.load())
 
     @rule(steps=st.sampled_from([0.1, 0.5, 1, 1.7, 4]))
     def wait(self, steps: float) -> None:
-        """Time goes on."""
+        """Let time pass."""
         self.node.clock.moment += int(steps * self.step * 10**6)
         if self.node.clock.now() - self.node.snapshot.taken >= HOUR:
             self.load()
 
     @rule()
     def advance(self) -> None:
-        """After what is told the chart is what an answer at that position would be."""
+        """Advance the chart; it must equal a new answer at that position."""
         told = self.run(self.node.history.advance(self.follow))
         if told is not None:
             type(self).advanced += 1
@@ -178,7 +178,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def agree(self) -> None:
-        """When nothing is to be told, the buckets that are closed are as of the live position."""
+        """If no answer is due, the closed buckets must be as of the live position."""
         self.node.hear()
         self.advance()
         assert self.run(self.node.history.advance(self.follow)) is None
@@ -203,8 +203,8 @@ class Life(RuleBasedStateMachine):
         )
 
 
-def test_life_of_a_chart(databases: Databases) -> None:
-    """Whatever comes late, gets lost or closes: the chart is the decisions', at each position."""
+def test_a_chart_always_equals_the_decisions(databases: Databases) -> None:
+    """This holds at each position, whatever comes late, is lost or closes."""
 
     class ThisLife(Life):
         pass
@@ -226,7 +226,7 @@ async def node(databases: Databases) -> Any:
 
 
 async def test_a_bucket_that_closes_is_reported_with_the_one_that_runs(node: Node) -> None:
-    """Two points, not the whole; and nothing while nothing closes."""
+    """Two points are sent when a bucket closes, and otherwise nothing."""
     query = history_query(points=30, follow=True)
     await node.commit([kept(1)])
     node.hear()
@@ -245,7 +245,7 @@ async def test_a_bucket_that_closes_is_reported_with_the_one_that_runs(node: Nod
 
 @pytest.mark.parametrize("points", [5, 60])
 async def test_a_clock_that_was_ahead_for_a_moment(node: Node, points: int) -> None:
-    """Once it is set right, all is told again, and the chart goes on."""
+    """Once it is right again, the whole history is sent, and the chart continues."""
     query = history_query(points=points, fields=FIELDS, follow=True)
     await node.commit([kept(1)])
     node.hear()
@@ -275,7 +275,7 @@ async def test_a_clock_that_was_ahead_for_a_moment(node: Node, points: int) -> N
 
 
 async def test_a_late_decision_is_reported_from_its_bucket_on(node: Node) -> None:
-    """All buckets from there on; a new series with them."""
+    """All buckets from that one on are sent, with a new series."""
     answer, follow = await node.history.follow(
         history_query(points=30, group_by="strategy", fields=["count"], follow=True)
     )
@@ -292,7 +292,7 @@ async def test_a_late_decision_is_reported_from_its_bucket_on(node: Node) -> Non
 
 
 async def test_many_that_hold_the_same_cost_one(node: Node) -> None:
-    """They are told the very same answer."""
+    """Clients that hold the same history get the same answer object."""
     query = history_query(points=30, follow=True)
     follows = [(await node.history.follow(query))[1] for _ in range(5)]
     node.clock.moment += 2 * MINUTE
@@ -302,7 +302,7 @@ async def test_many_that_hold_the_same_cost_one(node: Node) -> None:
 
 
 async def test_live_state_that_is_behind_is_waited_for(node: Node) -> None:
-    """What the client was told already is not taken back."""
+    """A client never gets an older position than it has."""
     await node.commit([kept(1)])
     answer, follow = await node.history.follow(history_query(points=30, follow=True))
     assert answer.position.seq == 1  # the database knows what live state has not heard of yet
@@ -316,7 +316,7 @@ async def test_live_state_that_is_behind_is_waited_for(node: Node) -> None:
 
 @pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard meanwhile"])
 async def test_what_the_database_knows_more_is_reported_too(node: Node, heard: bool) -> None:
-    """Buckets read from it are ahead of live state, and so is all that is told with them."""
+    """Buckets of the database may be ahead of live state; their position is sent with them."""
     query = history_query(start=NOW - 10 * HOUR, points=150, fields=FIELDS, follow=True)
     answer, follow = await node.history.follow(query)
     chart = Chart(150, FIELDS)

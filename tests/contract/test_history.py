@@ -40,14 +40,14 @@ async def told(
     least_step: int = 0,
     **asked: Any,
 ) -> dict[str, Any]:
-    """Return what a store tells of a query, as it goes over the wire."""
+    """Return a store's answer to a query in its wire form."""
     query = history_query(fields=FIELDS, filters=View(**(filters or {})), **asked)
     wanted = plan(query, now, least_step=least_step)
     return render(await store.history(wanted), wanted).document()
 
 
 async def test_empty_database_has_empty_buckets(store: Store) -> None:
-    """Where nothing is grouped, one series all the same; and the position before any commit."""
+    """Without a grouping there is one series, at the position before any commit."""
     document = await told(store, start=NOW - HOUR, end=NOW)
     assert document["position"] == await store.position()
     assert_history(document, [])
@@ -58,7 +58,7 @@ async def test_empty_database_has_empty_buckets(store: Store) -> None:
 @pytest.mark.parametrize("group_by", [None, *GROUPS])
 @pytest.mark.parametrize("summed", [False, True], ids=["rollups", "summaries"])
 async def test_buckets_of_hours(store: Store, group_by: str | None, summed: bool) -> None:
-    """However they are grouped, and whether hours were summed up before or not."""
+    """Buckets are right for any grouping, with and without summaries."""
     decisions = [
         kept(
             n,
@@ -81,7 +81,7 @@ async def test_buckets_of_hours(store: Store, group_by: str | None, summed: bool
 
 
 async def test_late_decisions_count_in_hours_summed_up_before(store: Store) -> None:
-    """At once, and when their hour is summed up again."""
+    """They count at once, and after the hour was summed again."""
     early = [kept(n, decided=NOW - n * HOUR) for n in range(1, 30)]
     await store.commit([early], NOW)
     await sum_up(store, NOW)
@@ -96,7 +96,7 @@ async def test_late_decisions_count_in_hours_summed_up_before(store: Store) -> N
 
 
 async def test_only_hours_that_are_over_are_summed_up(store: Store) -> None:
-    """Each once, until something is added to one."""
+    """Each finished hour is summed once, and again after a change."""
     await store.commit([[kept(n, decided=NOW - n * HOUR) for n in range(10)]], NOW)
     await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all there is
     assert [await sum_up(store, NOW, 4) for _ in range(4)] == [4, 4, 1, 0]
@@ -106,7 +106,7 @@ async def test_only_hours_that_are_over_are_summed_up(store: Store) -> None:
 
 
 async def test_minutes_that_are_gone_are_said_to_be(store: Store) -> None:
-    """And hours tell of the same time."""
+    """The answer says that minutes are dropped, and hours cover the same time."""
     decisions = [kept(n, decided=NOW - n * HOUR) for n in range(40)]
     await store.commit([decisions], NOW)
     for _ in range(40):  # a store may fold in steps, and prune what is folded
@@ -120,7 +120,7 @@ async def test_minutes_that_are_gone_are_said_to_be(store: Store) -> None:
 
 
 async def test_history_is_as_of_one_position(store: Store) -> None:
-    """While commits and summaries go on: each holds exactly the commits up to its position."""
+    """While commits and summaries go on, an answer has exactly the commits up to its position."""
 
     def decision(number: int) -> DecisionRecord:
         return kept(number, decided=NOW - number % 4 * HOUR)
@@ -170,7 +170,7 @@ filter_sets = st.fixed_dictionaries(
 
 
 class Life(RuleBasedStateMachine):
-    """A store, and a plain list of what was committed to it."""
+    """A store, and a plain list of the decisions committed to it."""
 
     databases: Databases
 
@@ -195,7 +195,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(sent=batches)
     def commit(self, sent: list[DecisionRecord]) -> None:
-        """Now, late or early; some twice."""
+        """Commit present, late and early decisions, some of them twice."""
         self.run(self.store.commit([sent], NOW))
         for one in sent:
             if (identity := identity_of(one)) not in self.known:
@@ -204,12 +204,12 @@ class Life(RuleBasedStateMachine):
 
     @rule(hours=st.integers(0, 5), limit=st.integers(1, 5))
     def summarise(self, hours: int, limit: int) -> None:
-        """Some hours are summed up."""
+        """Sum some hours."""
         self.run(sum_up(self.store, NOW - hours * HOUR, limit))
 
     @rule(hours=st.integers(0, 60), limit=st.integers(1, 100))
     def prune(self, hours: int, limit: int) -> None:
-        """Minutes and decisions go."""
+        """Drop minutes and decisions."""
         before = NOW - hours * HOUR
         self.run(
             self.store.prune(decisions_before=before, minutes_before=before, limit=limit),
@@ -228,7 +228,7 @@ class Life(RuleBasedStateMachine):
         group_by: str | None,
         filters: dict[str, frozenset[str]],
     ) -> None:
-        """Whatever is asked for is what a plain list gives."""
+        """Each query has the answer of the plain list."""
         ago, length = asked
         end = NOW - ago
         wanted = {"start": max(0, end - length), "end": end, "points": points}
@@ -242,8 +242,8 @@ class Life(RuleBasedStateMachine):
         assert_history(document, self.counted, group_by=group_by, filters=filters)
 
 
-def test_life_of_a_history(databases: Databases) -> None:
-    """Commits, late ones too, summaries and retention in any order: buckets are a list's."""
+def test_a_history_always_equals_a_plain_list(databases: Databases) -> None:
+    """This holds after commits, summaries and retention in any order."""
 
     class ThisLife(Life):
         pass

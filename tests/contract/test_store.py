@@ -29,7 +29,7 @@ async def differences(store: Store) -> list[Difference]:
 
 
 async def test_new_database_is_an_empty_history(store: Store) -> None:
-    """Seq 0 of an epoch that has a name; a snapshot with nothing in it."""
+    """It has seq 0 of a named epoch, and an empty snapshot."""
     position = await store.position()
     assert position.seq == 0
     assert position.epoch
@@ -40,7 +40,7 @@ async def test_new_database_is_an_empty_history(store: Store) -> None:
 
 
 async def test_each_database_is_a_history_of_its_own(databases: Databases) -> None:
-    """Positions of two databases can never be taken for one another."""
+    """Two databases never have the same epoch."""
     epochs = set()
     for _ in range(2):
         store = databases.create()()
@@ -51,7 +51,7 @@ async def test_each_database_is_a_history_of_its_own(databases: Databases) -> No
 
 
 async def test_what_is_committed_is_there_after_opening_again(connect: Connect) -> None:
-    """Same epoch, same seq, same sums, same known ids."""
+    """Epoch, seq, sums and known ids are the same."""
     first = connect()
     await first.open()
     committed = await first.commit([[kept(1), kept(2)]], NOW)
@@ -78,7 +78,7 @@ CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
 async def test_closed_store_is_unavailable(
     connect: Connect, call: Callable[[Store], Awaitable[object]]
 ) -> None:
-    """So is one not yet opened; close may be called twice."""
+    """A store that was not opened is, too; `close` may be called twice."""
     store = connect()
     with pytest.raises(Unavailable):
         await call(store)
@@ -90,7 +90,7 @@ async def test_closed_store_is_unavailable(
 
 
 async def test_close_finishes_what_was_begun(connect: Connect) -> None:
-    """A commit under way when the store is closed is on disk, or was refused: never both."""
+    """A commit that runs at the close is on disk or refused, and never both."""
     store = connect()
     await store.open()
     commits = [asyncio.ensure_future(store.commit([[kept(n)]], NOW)) for n in range(5)]
@@ -108,7 +108,7 @@ async def test_close_finishes_what_was_begun(connect: Connect) -> None:
 
 
 async def test_commit_reports_what_it_did(store: Store) -> None:
-    """How many of each batch were new, the position it led to, and what they add up to."""
+    """It returns the new decisions of each batch, the position and the delta."""
     before = await store.position()
     batches = [[kept(1), kept(2, strategy="cost")], [kept(3, decided=NOW - 2 * HOUR)]]
     done = await store.commit(batches, NOW + 5)
@@ -118,7 +118,7 @@ async def test_commit_reports_what_it_did(store: Store) -> None:
 
 
 async def test_seq_rises_by_one_with_each_commit(store: Store) -> None:
-    """However many batches and decisions it has."""
+    """The number of batches and decisions does not matter."""
     seqs = [
         (await store.commit([[kept(10 * n + m)] for m in range(n)], NOW)).position.seq
         for n in range(1, 6)
@@ -127,7 +127,7 @@ async def test_seq_rises_by_one_with_each_commit(store: Store) -> None:
 
 
 async def test_known_id_changes_nothing(store: Store) -> None:
-    """Again in its batch, in another batch of the call, in another call: it counts once."""
+    """An id counts once in a batch, a call and over all calls."""
     first = await store.commit([[kept(1), kept(1, cost=9)], [kept(2), kept(1)], []], NOW)
     assert first.inserted == [1, 1, 0]
     second = await store.commit([[kept(2, strategy="other"), kept(3)], [kept(1)]], NOW)
@@ -140,7 +140,7 @@ async def test_known_id_changes_nothing(store: Store) -> None:
 
 @pytest.mark.parametrize("batches", [[[kept(1)]], [[kept(1)], [kept(1), kept(1)]], [[]], []])
 async def test_nothing_new_is_no_commit(store: Store, batches: list[list[DecisionRecord]]) -> None:
-    """No delta, and the position stays."""
+    """There is no delta, and the position stays."""
     before = (await store.commit([[kept(1)]], NOW)).position
     done = await store.commit(batches, NOW)
     assert (done.position, done.inserted, done.delta) == (before, [0] * len(batches), None)
@@ -157,7 +157,7 @@ async def test_ids_belong_to_projects(store: Store) -> None:
 
 
 async def test_names_are_reported_apart_by_every_character(store: Store) -> None:
-    """Case, accents, blanks and quotes are part of a name, and of an id."""
+    """Case, accents, spaces and quotes count in names and ids."""
     names = ["a", "A", "ä", "a ", " a", "á", "a\u0301", "'", '"', "\\", "a'; --", "☂" * 32, "\t\n"]
     decisions = [kept(0, id=name, strategy=name, model=name, reason=name) for name in names]
     assert (await store.commit([decisions], NOW)).inserted == [len(names)]
@@ -166,7 +166,7 @@ async def test_names_are_reported_apart_by_every_character(store: Store) -> None
 
 
 async def test_unknown_values_and_the_largest_are_kept(store: Store) -> None:
-    """None stays None; the contract's limits fit."""
+    """None stays None, and the largest allowed values fit."""
     least = dict.fromkeys(("confidence", "cost", "latency", "input_tokens", "output_tokens"))
     most = {
         "confidence": 10**6,
@@ -188,7 +188,7 @@ async def test_unknown_values_and_the_largest_are_kept(store: Store) -> None:
 
 
 async def test_large_commit_is_one(store: Store) -> None:
-    """Many decisions of many keys, hours and minutes, some of them known."""
+    """It may have many keys, hours and minutes, and known ids."""
     decisions = [
         kept(n, strategy=f"s{n % 40}", provider=f"p{n % 7}", decided=NOW - n * MINUTE, cost=n)
         for n in range(3000)
@@ -202,7 +202,7 @@ async def test_large_commit_is_one(store: Store) -> None:
 
 
 async def test_commits_at_the_same_time_get_a_position_each(store: Store) -> None:
-    """None is lost, none shares a seq."""
+    """No commit is lost, and no two have one seq."""
     commits = [store.commit([[kept(n), kept(1000)]], NOW) for n in range(20)]
     done = await asyncio.gather(*commits)
     assert sorted(one.position.seq for one in done) == list(range(1, 21))
@@ -211,7 +211,7 @@ async def test_commits_at_the_same_time_get_a_position_each(store: Store) -> Non
 
 
 async def test_two_stores_on_one_database_agree(connect: Connect) -> None:
-    """Commits of either are counted by both, however they take turns."""
+    """Each counts the commits of both, in any order."""
     stores = [connect(), connect()]
     for store in stores:
         await store.open()
@@ -229,7 +229,7 @@ async def test_two_stores_on_one_database_agree(connect: Connect) -> None:
 
 
 async def test_load_has_all_that_every_window_needs(store: Store) -> None:
-    """Now, and as the clock moves on, as long as a snapshot is good for."""
+    """The windows are right now and later, while the snapshot may be used."""
     ages = [0, 1, 4, 5, 6, 59, 60, 61, 62, 180, 1380, 1439, 1440, 1441, 9000, 10079, 10080, 10081]
     decisions = [
         kept(n, decided=NOW - age * MINUTE + side, cost=n)
@@ -245,7 +245,7 @@ async def test_load_has_all_that_every_window_needs(store: Store) -> None:
 
 
 async def test_snapshot_and_deltas_equal_a_later_snapshot(store: Store) -> None:
-    """Following the deltas leads to what the store would say."""
+    """A snapshot with later deltas equals a snapshot of the store."""
     await store.commit([[kept(1)]], NOW)
     snapshot = await store.load(NOW)
     for n in range(2, 8):
@@ -261,7 +261,7 @@ async def test_snapshot_and_deltas_equal_a_later_snapshot(store: Store) -> None:
 
 
 async def test_deltas_bring_an_older_snapshot_up_to_date(store: Store) -> None:
-    """All that came after a position, as `commit` returned them; none after the last."""
+    """`deltas` returns those after a position, as `commit` returned them."""
     committed = [await store.commit([[kept(number)]], NOW) for number in range(10)]
     for missed in (10, 4, 1, 0):
         after = Position(committed[0].position.epoch, 10 - missed)
@@ -270,7 +270,7 @@ async def test_deltas_bring_an_older_snapshot_up_to_date(store: Store) -> None:
 
 
 async def test_deltas_of_another_history_are_a_gap(store: Store) -> None:
-    """Of another epoch, and of a future that never came."""
+    """A position of another epoch, or of the future, is a gap."""
     position = (await store.commit([[kept(1)]], NOW)).position
     for stranger in (Position("another", 0), Position(position.epoch, 2)):
         with pytest.raises(MissingDeltas):
@@ -278,7 +278,7 @@ async def test_deltas_of_another_history_are_a_gap(store: Store) -> None:
 
 
 async def test_load_is_as_of_one_position(store: Store) -> None:
-    """While commits go on: each snapshot holds exactly the commits up to its position."""
+    """While commits go on, a snapshot has exactly the commits up to its position."""
 
     async def write() -> None:
         for n in range(30):

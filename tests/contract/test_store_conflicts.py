@@ -13,7 +13,7 @@ from tests.support.decisions import HOUR, NOW, assert_sums, kept
 
 
 def paid(number: int, cost: int | None = 5, **values: Any) -> DecisionRecord:
-    """Return a decision whose cost was sent."""
+    """Return a decision with a sent cost."""
     given: dict[str, Any] = {
         "id": f"d{number}",
         "model": "m",
@@ -26,7 +26,7 @@ def paid(number: int, cost: int | None = 5, **values: Any) -> DecisionRecord:
 
 @pytest.mark.parametrize("size", [4, MAX_GROUP + 4], ids=["small", "large"])
 async def test_conflicts_are_reported_from_retries(store: Store, size: int) -> None:
-    """In groups and in large batches, where all, some or one of the ids are known."""
+    """Conflicts are counted apart from duplicates, in groups and in large batches."""
     sent = [paid(n) for n in range(size)]
     first = await store.commit([sent], NOW)
     assert (first.inserted, sum(first.conflicts)) == ([size], 0)
@@ -48,7 +48,7 @@ async def test_conflicts_are_reported_from_retries(store: Store, size: int) -> N
 
 @pytest.mark.parametrize("size", [2, MAX_GROUP], ids=["small", "large"])
 async def test_conflicts_within_one_call(store: Store, size: int) -> None:
-    """The first mention is kept; each batch is told its own."""
+    """The first decision with an id is kept, and each batch has its own count."""
     filling = [paid(100 + n) for n in range(size)]
     one = [paid(1), paid(1), paid(1, cost=7), *filling]
     two = [paid(2), paid(1, status="error"), paid(2), filling[0]]
@@ -58,7 +58,7 @@ async def test_conflicts_within_one_call(store: Store, size: int) -> None:
 
 
 async def test_a_price_of_ones_own_is_no_conflict(store: Store) -> None:
-    """The tables may have another one when the same decision is sent again."""
+    """A decision that the server priced may be priced otherwise when it is sent again."""
     priced = paid(1)._replace(cost_sent=False)
     await store.commit([[priced]], NOW)
     for cost in (5, 6, None):
@@ -67,7 +67,7 @@ async def test_a_price_of_ones_own_is_no_conflict(store: Store) -> None:
 
 
 async def test_a_folded_model_is_no_conflict(store: Store) -> None:
-    """Its decisions count as `other` by now, and a retry still has its own name."""
+    """The stored model is `other` by now, and the repeated decision still has the name."""
     await store.commit([[paid(1), paid(2, model="n")]], NOW)
     await store.fold_names("model", ["m"], remember=False)
     again = await store.commit([[paid(1), paid(2, model="n")]], NOW)
@@ -78,14 +78,14 @@ async def test_a_folded_model_is_no_conflict(store: Store) -> None:
 
 
 async def test_ids_of_projects_are_their_own(store: Store) -> None:
-    """Another project's decision with the same id is neither a retry nor a conflict."""
+    """The same id of another project is neither a duplicate nor a conflict."""
     here, there = paid(1), paid(1, cost=9, project="p2", owner="p2")
     done = await store.commit([[here, there], [there, here]], NOW)
     assert (done.inserted, sum(done.conflicts)) == ([2, 0], 0)
 
 
 async def test_a_decision_without_room_is_no_conflict(store: Store) -> None:
-    """It is rejected, with all that have its id."""
+    """It is rejected, with all others that have its id."""
     huge = paid(1, cost=LARGEST_SUM)
     await store.commit([[huge]], NOW)
     done = await store.commit([[paid(2, cost=1), paid(2, cost=2), paid(1, cost=3)]], NOW)
@@ -94,7 +94,7 @@ async def test_a_decision_without_room_is_no_conflict(store: Store) -> None:
 
 
 async def test_conflicts_with_what_is_old(store: Store) -> None:
-    """However long ago it was received, while it is kept; afterwards the id is free again."""
+    """A known id conflicts however long ago its decision was received."""
     await store.commit([[paid(1, decided=NOW - 30 * HOUR)]], NOW - 30 * HOUR)
     await store.commit([[paid(2)]], NOW)
     found = await store.commit([[paid(1, cost=6), paid(2, cost=6)]], NOW)
@@ -102,7 +102,7 @@ async def test_conflicts_with_what_is_old(store: Store) -> None:
 
 
 async def test_two_nodes_commit_the_same_id(connect: Connect) -> None:
-    """Whoever is second is told, wherever the first one was."""
+    """The second node is told, wherever the first decision is."""
     here, there = connect(), connect()
     await here.open()
     await there.open()

@@ -53,7 +53,7 @@ FOLDABLE = {
 
 
 def in_order(sent: list[list[DecisionRecord]]) -> list[list[DecisionRecord]]:
-    """Order all by id: which of those received together is pruned first is the store's choice."""
+    """Sort decisions by id, because the store chooses the order of those received together."""
     ordered = iter(sorted((one for batch in sent for one in batch), key=lambda one: one.id))
     return [list(islice(ordered, len(batch))) for batch in sent]
 
@@ -71,13 +71,13 @@ names = st.sampled_from(NAMED).flatmap(
 
 
 def renamed(decision: DecisionRecord, places: set[tuple[str, str]]) -> DecisionRecord:
-    """Return a decision with each of these parts and names counted as other."""
+    """Return a decision in which each of these names is replaced by `other`."""
     changed = {part: "other" for part, name in places if getattr(decision, part) == name}
     return decision._replace(**changed)  # type: ignore[arg-type]
 
 
 class StoreLife(RuleBasedStateMachine):
-    """Two stores on one database, and what is known to have been committed to it."""
+    """Two stores on one database, and a model of what was committed."""
 
     databases: Databases
     longest = 0  # the most commits that any life had
@@ -115,7 +115,7 @@ class StoreLife(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), sent=batches, later=st.integers(0, 10))
     def commit(self, which: int, sent: list[list[DecisionRecord]], later: int) -> None:
-        """What is new counts, once; what it adds up to is the delta."""
+        """New decisions count once, and their sums are the delta."""
         self.now += later * MINUTE
         seen = {identity_of(d) for _, d in self.known}
         inserted: list[int] = []
@@ -141,7 +141,7 @@ class StoreLife(RuleBasedStateMachine):
     @precondition(lambda self: self.known)
     @rule(which=st.integers(0, 1), age=st.integers(0, 30), limit=st.integers(1, 8))
     def prune_decisions(self, which: int, age: int, limit: int) -> None:
-        """The oldest by receipt go, and can be sent again."""
+        """The oldest decisions by receipt are dropped, and can be sent again."""
         before = self.now - age * MINUTE
         due = [pair for pair in self.known if pair[0] < before][:limit]
         dropped = self.run(
@@ -152,7 +152,7 @@ class StoreLife(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), hours=st.integers(0, 4), limit=st.integers(1, 50))
     def prune_minutes(self, which: int, hours: int, limit: int) -> None:
-        """Minutes of hours that are over go; nothing else does."""
+        """Only minutes of finished hours are dropped."""
         before = self.now - hours * HOUR
         dropped = self.run(
             self.stores[which].prune(decisions_before=0, minutes_before=before, limit=limit)
@@ -163,13 +163,13 @@ class StoreLife(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), hours=st.integers(-1, 3), limit=st.integers(1, 4))
     def summarise(self, which: int, hours: int, limit: int) -> None:
-        """Nothing changes by it."""
+        """A summary changes no number."""
         before = self.now - hours * HOUR
         self.run(sum_up(self.stores[which], before, limit))
 
     @rule(which=st.integers(0, 1), choice=names, remember=st.booleans())
     def fold_names(self, which: int, choice: tuple[str, set[str]], *, remember: bool) -> None:
-        """What was counted under the names is counted as other, and a new epoch begins."""
+        """Decisions with the names count as `other`, and a new epoch begins."""
         part, chosen = choice
         places = {(part, name) for name in chosen}
         done = self.run(self.stores[which].fold_names(part, chosen, remember=remember))
@@ -182,7 +182,7 @@ class StoreLife(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def list_names(self, which: int) -> None:
-        """Each name, with how many decisions count under it, from when to when."""
+        """Each name has its number of decisions, and its first and last hour."""
         expected = dict.fromkeys(self.folded, (0, None, None, True))
         for part in NAMED:
             for name in {getattr(one, part) for one in self.counted} - {""}:
@@ -198,13 +198,13 @@ class StoreLife(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def reopen(self, which: int) -> None:
-        """What was committed is still there."""
+        """All commits are there after a store was opened again."""
         self.run(self.stores[which].close())
         self.stores[which] = self.opened()
 
     @rule(which=st.integers(0, 1))
     def verify(self, which: int) -> None:
-        """Nothing ever differs."""
+        """`verify` finds no difference."""
 
         async def differences() -> list[Difference]:
             found = self.stores[which].verify()
@@ -214,7 +214,7 @@ class StoreLife(RuleBasedStateMachine):
 
     @invariant()
     def loads_the_models_sums(self) -> None:
-        """Total, hours and minutes are those of a plain list, from either store."""
+        """Both stores have the model's totals, hours and minutes."""
         store = self.stores[self.seq % 2]
         snapshot = self.run(store.load(self.now))
         assert snapshot.position == self.run(store.position()) == Position(self.epoch, self.seq)
@@ -242,8 +242,8 @@ class StoreLife(RuleBasedStateMachine):
             )
 
 
-def test_life_of_a_store(databases: Databases) -> None:
-    """Commits, duplicates, retention and reopening in any order: the sums are the model's."""
+def test_a_store_always_equals_the_model(databases: Databases) -> None:
+    """This holds after commits, duplicates, retention and reopening in any order."""
 
     class Life(StoreLife):
         pass

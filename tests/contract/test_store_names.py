@@ -18,7 +18,7 @@ async def differences(store: Store) -> list[Difference]:
 
 
 async def assert_holds(store: Store, decisions: list[DecisionRecord]) -> None:
-    """Exactly these decisions are counted, and a recount agrees."""
+    """Assert that exactly these decisions count, and that a recount agrees."""
     assert_sums((await store.load(NOW)).total, decisions)
     assert await differences(store) == []
 
@@ -28,7 +28,7 @@ def as_other(*decisions: DecisionRecord) -> list[DecisionRecord]:
 
 
 async def test_id_belongs_to_the_project_that_sent_it(connect: Connect) -> None:
-    """Whatever it counts under, on whichever node: a retry is a retry, and no one else's id."""
+    """This holds on every node, whatever name the project counts under."""
     here, there = connect(), connect()
     await here.open()
     await there.open()
@@ -49,7 +49,7 @@ async def test_id_belongs_to_the_project_that_sent_it(connect: Connect) -> None:
 
 
 async def test_fold_moves_all_that_a_name_has(store: Store) -> None:
-    """Totals, hours and minutes; what is pruned and summed up; and decisions with their ids."""
+    """It moves totals, hours, minutes, pruned sums, summaries and decisions with their ids."""
     old = [kept(n, model=f"m{n % 3}", decided=NOW - n * HOUR) for n in range(9)]
     for decision in reversed(old):
         await store.commit([[decision]], decision.decided)
@@ -74,7 +74,7 @@ async def test_fold_moves_all_that_a_name_has(store: Store) -> None:
 
 
 async def test_folded_name_counts_as_other_until_it_is_forgotten(connect: Connect) -> None:
-    """In every store on the database at once, also in one that has committed it before."""
+    """This holds at once in every store on the database."""
     stores = [connect(), connect()]
     for store in stores:
         await store.open()
@@ -95,7 +95,7 @@ async def test_folded_name_counts_as_other_until_it_is_forgotten(connect: Connec
 
 
 async def test_names_of_all_parts_can_be_folded_one_after_the_other(store: Store) -> None:
-    """In the end there is one key, which has everything."""
+    """In the end one key has all decisions."""
     decisions = [kept(n, project=f"p{n}", strategy=f"s{n}", provider=f"v{n}") for n in range(4)]
     await store.commit([decisions], NOW)
     for part, letter in (("project", "p"), ("strategy", "s"), ("provider", "v")):
@@ -108,7 +108,7 @@ async def test_names_of_all_parts_can_be_folded_one_after_the_other(store: Store
 
 
 async def test_large_batch_counts_folded_names_as_other(connect: Connect) -> None:
-    """As a small one does; and its ids belong to the projects that sent them."""
+    """Its ids belong to the projects that sent them."""
     here, there = connect(), connect()
     await here.open()
     await there.open()
@@ -129,7 +129,7 @@ async def test_large_batch_counts_folded_names_as_other(connect: Connect) -> Non
 
 
 async def test_full_series_names_the_project_that_sent_what_does_not_fit(store: Store) -> None:
-    """Also where it is full by what a folded name adds; nothing of that decision stays."""
+    """The series may be full by a folded name; nothing of that decision is stored."""
     await store.fold_names("model", ["a"], remember=True)
     first = kept(1, owner="late", project="other", model="a", cost=LARGEST_SUM)
     second = kept(1, owner="b", project="other", model="other", cost=1)
@@ -145,7 +145,7 @@ async def test_full_series_names_the_project_that_sent_what_does_not_fit(store: 
 
 
 async def test_sum_without_room_changes_nothing(store: Store) -> None:
-    """The reason is said, and all numbers stay where they were."""
+    """A fold that would overflow a sum is refused with the reason."""
     full = [kept(n, model=f"m{n}", cost=2**62) for n in range(2)]
     for one in full:
         await store.commit([[one]], NOW)
@@ -160,7 +160,7 @@ async def test_sum_without_room_changes_nothing(store: Store) -> None:
 
 
 async def test_fold_beside_commits_loses_nothing(connect: Connect) -> None:
-    """Whatever order they come in: each decision is counted once, under one name or the other."""
+    """Each decision counts once, under its name or as `other`."""
     stores = [connect() for _ in range(3)]
     for store in stores:
         await store.open()

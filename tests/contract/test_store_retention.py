@@ -28,7 +28,7 @@ async def prune(store: Store, *, decisions: int = 0, minutes: int = 0, limit: in
 
 
 async def fill(store: Store) -> list[DecisionRecord]:
-    """Commit ten decisions, each received a day after the one before, and decided then."""
+    """Commit ten decisions, received and decided a day apart."""
     decisions = [kept(n, decided=NOW + n * DAY) for n in range(10)]
     for decision in decisions:
         await store.commit([[decision]], decision.decided)
@@ -36,14 +36,14 @@ async def fill(store: Store) -> list[DecisionRecord]:
 
 
 async def test_prune_drops_by_receipt_and_in_steps(store: Store) -> None:
-    """Oldest first, at most `limit` a call, until there is no more."""
+    """The oldest are dropped first, at most `limit` in a call."""
     await fill(store)
     dropped = [await prune(store, decisions=NOW + 5 * DAY, limit=2) for _ in range(4)]
     assert dropped == [2, 2, 1, 0]
 
 
 async def test_span_is_that_of_what_is_kept(store: Store) -> None:
-    """The first moves on as decisions and minutes go; without any there is none."""
+    """Its start moves as decisions and minutes are dropped; without any it is None."""
     assert await store.span() == KeptSpan(None, None, None)
     decisions = await fill(store)
     while await prune(store, decisions=NOW + 5 * DAY, minutes=decisions[3].decided):
@@ -56,7 +56,7 @@ async def test_span_is_that_of_what_is_kept(store: Store) -> None:
 
 
 async def test_prune_changes_no_total(store: Store) -> None:
-    """Nor hours, nor the position; and what is left still adds up."""
+    """Hours and the position stay, too, and the remaining decisions add up."""
     decisions = await fill(store)
     now = NOW + 9 * DAY
     before = await store.load(now)
@@ -70,7 +70,7 @@ async def test_prune_changes_no_total(store: Store) -> None:
 
 
 async def test_id_is_known_as_long_as_its_decision_is_kept(store: Store) -> None:
-    """Then it counts again, as a new one."""
+    """Afterwards it counts again."""
     decisions = await fill(store)
     await prune(store, decisions=NOW + 3 * DAY)
     assert (await store.commit([decisions], NOW + 10 * DAY)).inserted == [3]
@@ -79,7 +79,7 @@ async def test_id_is_known_as_long_as_its_decision_is_kept(store: Store) -> None
 
 
 async def test_prune_goes_by_receipt_not_by_what_a_decision_says(store: Store) -> None:
-    """A decision that came late about a time long past is kept as long as any other."""
+    """A decision with an old time is kept as long as any other."""
     await store.commit([[kept(1, decided=NOW - 400 * DAY)]], NOW)
     assert await prune(store, decisions=NOW) == 0
     assert (await store.commit([[kept(1)]], NOW)).inserted == [0]
@@ -87,7 +87,7 @@ async def test_prune_goes_by_receipt_not_by_what_a_decision_says(store: Store) -
 
 
 async def test_prune_drops_minutes_of_hours_that_are_over(store: Store) -> None:
-    """Up to the hour of the moment given, and not that hour itself."""
+    """It drops minutes before the hour of the given moment."""
     hour = NOW // HOUR * HOUR
     decisions = [kept(n, decided=hour - HOUR + n * 20 * MINUTE) for n in range(6)]
     await store.commit([decisions], NOW)
@@ -114,7 +114,7 @@ async def test_prune_keeps_to_its_limit_with_minutes_too(store: Store) -> None:
 
 
 async def test_late_decision_counts_where_minutes_are_gone(store: Store) -> None:
-    """Its hour and the total have it; what was dropped does not come back with it."""
+    """Its hour and the total have it, and dropped minutes do not return."""
     hour = NOW // HOUR * HOUR
     late = kept(2, decided=hour - HOUR + 1)
     await store.commit([[kept(1, decided=hour - HOUR)]], NOW)
@@ -131,7 +131,7 @@ async def test_late_decision_counts_where_minutes_are_gone(store: Store) -> None
 
 
 async def test_verify_reports_how_far_it_has_come(store: Store) -> None:
-    """From none of all decisions to all of them."""
+    """Progress goes from none to all decisions."""
     await fill(store)
     found = [step async for step in store.verify()]
     assert all(isinstance(step, Checked) for step in found)
@@ -143,7 +143,7 @@ async def test_verify_reports_how_far_it_has_come(store: Store) -> None:
 
 
 async def test_verify_is_as_of_one_position(store: Store) -> None:
-    """Commits and pruning beside it make no difference."""
+    """Commits and pruning during a check cause no difference."""
     await fill(store)
     found = []
     async for step in store.verify():
@@ -156,7 +156,7 @@ async def test_verify_is_as_of_one_position(store: Store) -> None:
 
 
 async def test_verify_may_be_left_in_the_middle(store: Store) -> None:
-    """The store goes on, and closes."""
+    """The store can be used and closed afterwards."""
     await fill(store)
     async with aclosing(store.verify()) as steps:  # type: ignore[type-var]
         async for _ in steps:

@@ -38,7 +38,7 @@ WIDE = [kept(n, strategy=f"s{n}", cost=LARGEST_SUM - n, decided=NOW - 3 * HOUR) 
 async def test_sums_over_series_are_exact_beyond_64_bits(
     store: Store, state: str, group_by: str | None, step: int
 ) -> None:
-    """In history, of rollups and of summaries; totals and verification agree."""
+    """History from rollups and from summaries agrees with totals and `verify`."""
     await store.commit([WIDE], NOW)
     if state != "unfolded":
         await fold(store)
@@ -67,7 +67,7 @@ def tell(commit: Commit) -> tuple[list[int], int, dict[tuple[str, str], str], bo
 
 @pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
 async def test_full_series_refuses_only_what_does_not_fit(store: Store, folded: bool) -> None:
-    """By name, in the order it was sent, and again when it is sent again."""
+    """Decisions are rejected in the order they were sent, and again when sent again."""
     await store.commit([[kept(0, cost=HALF)]], NOW)
     if folded:
         await fold(store)
@@ -91,7 +91,7 @@ async def test_full_series_refuses_only_what_does_not_fit(store: Store, folded: 
 
 @pytest.mark.parametrize(("column", "field"), [("cost", "cost"), ("latency", "latency_ms")])
 async def test_field_is_named_as_on_the_wire(store: Store, column: str, field: str) -> None:
-    """Whichever of the sums is full."""
+    """This holds for each sum that may be full."""
     done = await store.commit([[kept(n, **{column: HALF}) for n in range(3)]], NOW)
     assert done.inserted == [1]
     assert done.full == {("d1", "default"): field, ("d2", "default"): field}
@@ -99,7 +99,7 @@ async def test_field_is_named_as_on_the_wire(store: Store, column: str, field: s
 
 
 async def test_batch_that_is_more_than_64_bits_by_itself(store: Store) -> None:
-    """Even more than an integer of a delta can hold: what fits is kept."""
+    """The decisions that fit are kept, also if a delta could not hold the sum."""
     sent = [kept(n, cost=LARGEST_SUM - n, decided=NOW - n * 60 * 10**6) for n in range(9)]
     done = await store.commit([sent, [kept(8, cost=0)]], NOW)
     assert (done.inserted, set(done.full)) == ([1, 0], {(f"d{n}", "default") for n in range(1, 9)})
@@ -108,7 +108,7 @@ async def test_batch_that_is_more_than_64_bits_by_itself(store: Store) -> None:
 
 
 async def test_two_stores_fill_one_series(connect: Connect) -> None:
-    """Neither knows what the other added before it looks."""
+    """A store reads what the other added before it rejects."""
     stores = [connect(), connect()]
     for store in stores:
         await store.open()
@@ -125,7 +125,7 @@ async def test_two_stores_fill_one_series(connect: Connect) -> None:
 
 @pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
 async def test_large_batch_leaves_out_what_has_no_room(store: Store, folded: bool) -> None:
-    """One that is prepared beside others: what fits is kept, and known ids are duplicates."""
+    """The decisions that fit are kept, and known ids are duplicates."""
     before = [kept(0, cost=LARGEST_SUM - 10), kept(1, strategy="other")]
     await store.commit([before], NOW)
     if folded:
@@ -141,7 +141,7 @@ async def test_large_batch_leaves_out_what_has_no_room(store: Store, folded: boo
 
 
 async def test_large_batch_that_fills_a_series_by_itself(store: Store) -> None:
-    """None of its series was near the limit before; those that it does not fill lose nothing."""
+    """Series that it does not fill lose no decision."""
     most = LARGEST_SUM // MAX_GROUP
     sent = [kept(n, cost=most) for n in range(MAX_GROUP + 5)]
     others = [kept(n, strategy="other", cost=most) for n in range(2_000, 2_020)]
@@ -155,7 +155,7 @@ async def test_large_batch_that_fills_a_series_by_itself(store: Store) -> None:
 async def test_other_series_do_not_pay_for_a_full_one(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a commit that adds to a series near its limit looks at exact sums."""
+    """Only a commit to a series near its limit reads exact sums."""
     store = connect()
     await store.open()
     await store.commit([[kept(0, cost=LARGEST_SUM)]], NOW)

@@ -43,7 +43,7 @@ filters = st.fixed_dictionaries(
 def test_every_window_equals_a_count(
     databases: Databases, sent: list[list[dict[str, Any]]], now: int, filters: Any
 ) -> None:
-    """Also of what is not folded yet; each field, the rate and percentiles too."""
+    """Each field, the rate and percentiles are right, also for unfolded commits."""
 
     async def check() -> None:
         store = databases.create()()
@@ -79,7 +79,7 @@ def test_every_window_equals_a_count(
 
 
 async def test_nothing_that_was_not_asked_for_is_read(store: Store) -> None:
-    """Histograms and minutes take memory; they come where a view shows what is made of them."""
+    """Histograms and minutes are only read for views that need them."""
     await store.commit([[kept(1)]], NOW)
     await fold(store)
     found = await store.window(query_of(View(window="5m")), NOW)
@@ -92,7 +92,7 @@ async def test_nothing_that_was_not_asked_for_is_read(store: Store) -> None:
 
 
 async def test_window_whose_minutes_are_gone_is_uncovered(store: Store) -> None:
-    """Its sums would lack what was pruned."""
+    """Its sums would lack dropped minutes."""
     await store.commit([[kept(n, decided=NOW - n * HOUR) for n in range(30)]], NOW)
     while await store.prune(decisions_before=0, minutes_before=NOW - 2 * HOUR, limit=100):
         pass
@@ -102,7 +102,7 @@ async def test_window_whose_minutes_are_gone_is_uncovered(store: Store) -> None:
 
 
 async def fold(store: Store) -> None:
-    """See to it that what was committed is in the rollups."""
+    """Fold all commits into the rollups."""
     for number in range(3):
         await store.commit([[kept(0, id=f"last-{number}", decided=NOW - 40 * DAY)]], NOW)
     for _ in range(200):  # a store may fold in steps
@@ -123,7 +123,7 @@ def many() -> list[Any]:
 
 
 async def test_load_takes_no_more_than_the_room(store: Store) -> None:
-    """The shortest windows come first; those that are covered are complete, the total always is."""
+    """The shortest windows come first; each covered window and the total are complete."""
     await store.commit([many()], NOW)
     await fold(store)
     whole = await store.load(NOW)
@@ -145,7 +145,7 @@ async def test_load_takes_no_more_than_the_room(store: Store) -> None:
 async def test_load_reads_no_rows_that_it_has_no_room_for(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many there are: a start takes no more memory than the room."""
+    """A start uses no more memory than its room, with any number of rows."""
     await store.commit([many()], NOW)
     await fold(store)
     largest = 0
@@ -168,7 +168,7 @@ async def test_load_reads_no_rows_that_it_has_no_room_for(
 async def test_period_that_takes_long_to_read_is_not_held(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To unpack it would keep everybody waiting: the database answers windows that it is in."""
+    """Unpacking it would block all tasks, so the database answers its windows."""
     monkeypatch.setattr(loading, "MAX_PERIOD_CELLS", 39)
     await store.commit([many()], NOW)
     await fold(store)
