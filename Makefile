@@ -32,18 +32,26 @@ demo: install  ## Serve with simulated traffic; prints the address to open
 run: install  ## Serve on http://127.0.0.1:8000, with no demo traffic
 	@$(BIN)/routecast serve $(ARGS)
 
-# These run one at a time: whole clusters are broken and judged by the clock, and a node is attacked
-# with all there is. Each is as much as two cores carry.
+# These do not run beside all others: whole clusters are broken and judged by the clock, two at a
+# time, and then a node is attacked with all that two cores carry.
 FAULTS := $(addprefix tests/acceptance/, \
   test_cluster_faults.py test_cluster_database_faults.py test_random_faults.py)
-ALONE := $(FAULTS) tests/acceptance/test_hostile_soak.py
+HOSTILE := tests/acceptance/test_hostile_soak.py
+# Files in the order of their names, those of servers before those of units: sorted by the number of
+# their tests, as pytest-xdist has them, long files with few tests come last, and one core waits.
+PARALLEL := -n 6 --dist loadscope --no-loadscope-reorder
 
 unit: install packages  ## Run the unit tests alone, on all cores
 	@$(BIN)/pytest -n auto --dist worksteal tests/unit $(ARGS)
 
 test: install packages  ## Run all tests
-	@$(BIN)/pytest -n 4 --dist loadscope $(if $(ARGS),$(ARGS),$(ALONE:%=--ignore=%))
-	@$(if $(ARGS),:,$(BIN)/pytest --go-on-skipped $(ALONE))
+ifneq ($(ARGS),)
+	@$(BIN)/pytest $(PARALLEL) $(ARGS)
+else
+	@$(BIN)/pytest $(PARALLEL) $(FAULTS:%=--ignore=%) --ignore=$(HOSTILE)
+	@$(BIN)/pytest -n 2 --dist loadfile --go-on-skipped $(FAULTS)
+	@$(BIN)/pytest --go-on-skipped $(HOSTILE)
+endif
 
 faults: install  ## Break Redis, PostgreSQL, disks, clocks and nodes for long, with 1,000 kills; takes 35 minutes
 	@ROUTECAST_TEST_LONG_FAULTS=1 $(BIN)/pytest -v -s --timeout 3600 $(ARGS) $(FAULTS)

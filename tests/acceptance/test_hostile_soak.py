@@ -10,7 +10,7 @@ import pytest
 from tests.hostile.soak import soak
 from tests.support.postgres import Postgres
 
-SECONDS = 30.0
+SECONDS = 15.0
 
 
 @pytest.mark.timeout(600)
