@@ -20,7 +20,7 @@ def clock() -> HeldClock:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the database of the test is."""
+    """The path of the test's database."""
     return tmp_path / "routecast.db"
 
 
@@ -35,17 +35,17 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
 
 @pytest.fixture
 def cache(clock: HeldClock) -> MemoryCache:
-    """An empty cache that keeps things for 30 seconds of the clock."""
+    """An empty cache that keeps snapshots for 30 seconds of the clock."""
     return MemoryCache(clock, 30)
 
 
 @pytest.fixture
 def bus() -> MemoryBus:
-    """A bus with nobody on it."""
+    """A bus without subscribers."""
     return MemoryBus()
 
 
 @pytest.fixture
 def instruments() -> Instruments:
-    """Instruments that have counted nothing yet."""
+    """Instruments that have counted nothing."""
     return Instruments()

@@ -14,8 +14,8 @@ from tests.support.running_services import PATIENCE, until
 GOODBYE = b"goodbye"
 
 
-class NotingPeer:
-    """Notes what the connection tells it (`peers.Peer`)."""
+class RecordingPeer:
+    """A peer that records the calls of the connection (`peers.Peer`)."""
 
     def __init__(self, connection: AsgiConnection) -> None:
         self._connection = connection
@@ -41,11 +41,11 @@ class NotingPeer:
 
 
 class Client:
-    """A client, and the server's connection to it. It takes a message each time it `read`s."""
+    """A client that takes one message for each `read`, and the server's connection to it."""
 
     def __init__(self) -> None:
         self.connection = AsgiConnection("WebSocket", "192.0.2.1")
-        self.peer = NotingPeer(self.connection)
+        self.peer = RecordingPeer(self.connection)
         self.instruments = Instruments()
         self.taken: list[bytes] = []
         self.comments = 0
@@ -90,7 +90,7 @@ class Client:
 
 
 async def test_one_payload_waits_and_the_newest_follows() -> None:
-    """Those in between are skipped; answers are not."""
+    """Payloads in between are skipped; answers are not."""
     client = Client()
     connection, peer = client.connection, client.peer
     async with client.connected():
@@ -111,8 +111,8 @@ async def test_one_payload_waits_and_the_newest_follows() -> None:
     assert (client.ended, peer.closed) == ((CloseCode.GOING_AWAY, False), CloseCode.GOING_AWAY)
 
 
-async def test_a_stop_comes_after_what_was_promised() -> None:
-    """The goodbye goes last; nothing that the client says from then on counts."""
+async def test_a_stop_comes_after_the_answers() -> None:
+    """The goodbye is last, and later messages of the client are ignored."""
     client = Client()
     connection = client.connection
     async with client.connected():
@@ -128,8 +128,8 @@ async def test_a_stop_comes_after_what_was_promised() -> None:
     assert connection.reason == "reconnect_after_ms=1830"
 
 
-async def test_a_client_that_takes_nothing_is_left() -> None:
-    """After a time, whatever waits for it."""
+async def test_a_client_that_reads_nothing_is_disconnected() -> None:
+    """It is disconnected after the send limit, whatever waits for it."""
     client = Client()
     async with client.connected(send_seconds=0.05):
         client.connection.send(Payload(b"1"))
@@ -138,21 +138,21 @@ async def test_a_client_that_takes_nothing_is_left() -> None:
 
 
 async def test_a_client_that_reads_slowly_is_kept() -> None:
-    """It has the time for each message, not for all that wait."""
+    """The limit is for each message, and not for all that wait."""
     client = Client()
     async with client.connected(send_seconds=0.5):
         for _ in range(12):
             client.connection.receive("?")
         for _ in range(12):
-            await asyncio.sleep(0.05)  # all of them take longer than one may
+            await asyncio.sleep(0.05)  # together they take longer than the limit of one
             client.read()
         await until(lambda: len(client.taken) == 12)
         client.gone.set_result(CloseCode.DONE)
     assert client.ended == (CloseCode.DONE, False)
 
 
-async def test_a_quiet_line_is_kept_up() -> None:
-    """With a comment each time that nothing was sent for long."""
+async def test_a_quiet_connection_gets_comments() -> None:
+    """A comment is sent each time that nothing else was sent for `idle_seconds`."""
     client = Client()
     async with client.connected(idle_seconds=0.01):
         await until(lambda: client.comments >= 3)
@@ -163,21 +163,21 @@ async def test_a_quiet_line_is_kept_up() -> None:
 
 
 async def test_a_connection_is_freed_when_it_ends() -> None:
-    """It and its peer refer to each other no more."""
+    """The connection and its peer no longer refer to each other."""
     client = Client()
     async with client.connected():
         client.gone.set_result(CloseCode.DONE)
     assert client.connection.peer is None
 
 
-async def test_a_client_that_is_gone_is_forgotten() -> None:
-    """As ASGI 2.4 tells of it: `send` raises OSError."""
+async def test_a_connection_ends_when_sending_fails() -> None:
+    """In ASGI 2.4, `send` raises OSError if the client has left."""
     client = Client()
 
     async def fail(_: Payload) -> None:
         raise OSError
 
-    client._send = fail  # type: ignore[method-assign]  # -- the client is gone
+    client._send = fail  # type: ignore[method-assign]  # -- the client has left
     async with client.connected():
         client.connection.send(Payload(b"1"))
     assert (client.ended, client.peer.closed) == ((ABNORMAL_CLOSURE, False), ABNORMAL_CLOSURE)

@@ -1,4 +1,4 @@
-"""The hashed addresses of the page's files."""
+"""Tests of the hashed addresses of the dashboard's files."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_addresses_change_with_any_file(folder: Path) -> None:
-    """With its content, its name, or another file; not with what is no file of the page."""
+    """The hash changes with any file's content or name; files that are no assets do not count."""
     first = Assets(folder)
     assert first.addresses == [
         f"dashboard/{first.version}/{name}" for name in ("client/a.js", "main.js", "theme.css")
@@ -44,8 +44,8 @@ def client_of(assets: Assets) -> TestClient:
     return TestClient(Starlette(routes=[Route("/dashboard/{path:path}", assets.answer)]))
 
 
-def test_files_are_those_of_the_start(folder: Path) -> None:
-    """A package that is upgraded on disk does not change what a running server sends."""
+def test_files_are_read_at_the_start(folder: Path) -> None:
+    """A running server sends the files of its start, although a package on disk was upgraded."""
     assets = Assets(folder)
     client = client_of(assets)
     (folder / "theme.css").write_text("other {}")
@@ -55,8 +55,8 @@ def test_files_are_those_of_the_start(folder: Path) -> None:
         assert client.get(f"/{base}/main.js").status_code == 200
 
 
-def test_only_addresses_with_a_hash_are_kept(folder: Path) -> None:
-    """Others are asked for each time, and answered in short when nothing has changed."""
+def test_only_addresses_with_a_hash_are_cached(folder: Path) -> None:
+    """Others are asked for each time, and answered with 304 if they are unchanged."""
     assets = Assets(folder)
     client = client_of(assets)
     answer = client.get(f"/{assets.base}/client/a.js")
@@ -80,7 +80,7 @@ def test_only_addresses_with_a_hash_are_kept(folder: Path) -> None:
     ],
 )
 def test_other_addresses_are_not_found(folder: Path, path: str) -> None:
-    """Nor is that remembered: another node may have the file."""
+    """A 404 is not cached, because another node may have the file."""
     assets = Assets(folder)
     path = path.replace("{version}", assets.version)
     answer = client_of(assets).get(f"/dashboard/{path}".replace("..", "%2e%2e"))

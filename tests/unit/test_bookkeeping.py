@@ -1,4 +1,4 @@
-"""The checks of the ledger: they find each kind of wrong answer and frame."""
+"""Tests of `bookkeeping`: its checks find each kind of wrong answer and frame."""
 
 from decimal import Decimal
 from typing import Any
@@ -25,12 +25,12 @@ DOCUMENTS = {seq: text(document) for seq, document in documents(ROWS, [0, 1, 2])
 
 
 def watch(*seen: tuple[str, int, str]) -> Watch:
-    """Return what a stream has shown."""
+    """Return a watch that has seen these documents."""
     return Watch(Server.__new__(Server), seen=set(seen))
 
 
-def test_true_books() -> None:
-    """What is true is let pass, and so is what is unknown as a whole."""
+def test_correct_books_pass() -> None:
+    """Correct answers pass; a batch of unknown outcome passes if all or none of it is stored."""
     check_batches([FIRST, SECOND], ROWS, "r-")
     check_batches([Batch(SENT[:2], "unknown"), SECOND], ROWS, "r-")
     check_batches([FIRST, Batch(SENT[2:], "unknown")], ROWS[:2], "r-")
@@ -56,15 +56,15 @@ def test_true_books() -> None:
         ([FIRST, SECOND], [*ROWS[:2], ROWS[2]._replace(band="high")], "not as it was sent"),
     ],
 )
-def test_false_books(batches: list[Batch], rows: list[Decided], why: str) -> None:
-    """Lost, half there, there against the answer, twice, from nowhere, torn apart or changed."""
+def test_each_wrong_book_is_found(batches: list[Batch], rows: list[Decided], why: str) -> None:
+    """A decision is missing, extra, doubled, never sent, in another commit or changed."""
     with pytest.raises(AssertionError, match=why):
         check_batches(batches, rows, "r-")
 
 
 @pytest.mark.parametrize("outcome", ["ok", "failed", "unknown"])
-def test_half_a_batch_is_never_true(outcome: Outcome) -> None:
-    """Whatever its producer was told."""
+def test_half_a_batch_is_wrong_with_any_outcome(outcome: Outcome) -> None:
+    """A batch must be stored whole, or not at all."""
     with pytest.raises(AssertionError, match="1 are stored"):
         check_batches([Batch(SENT[:2], outcome), SECOND], ROWS[1:], "r-")
 
@@ -74,21 +74,21 @@ def test_half_a_batch_is_never_true(outcome: Outcome) -> None:
     [
         ("e", 1, DOCUMENTS[2]),  # early
         ("e", 2, DOCUMENTS[1]),  # late
-        ("e", 3, DOCUMENTS[2]),  # of the future
-        ("f", 2, DOCUMENTS[2]),  # of another history
+        ("e", 3, DOCUMENTS[2]),  # with a future seq
+        ("f", 2, DOCUMENTS[2]),  # of another epoch
         ("e", 2, DOCUMENTS[2].replace('"gemini": 2, "claude": 1', '"claude": 1, "gemini": 2')),
         ("e", 2, DOCUMENTS[2].replace("0.5", "0.500001")),
     ],
 )
-def test_false_frames(frame: tuple[str, int, str]) -> None:
-    """Of another position, in another order, off by a millionth."""
+def test_each_wrong_frame_is_found(frame: tuple[str, int, str]) -> None:
+    """A frame has another position, another order, or a number that is wrong by a millionth."""
     assert frame not in {("e", seq, document) for seq, document in DOCUMENTS.items()}
     with pytest.raises(AssertionError):
         check_frames([watch(("e", 1, DOCUMENTS[1]), frame)], ROWS, "e", 2)
 
 
-def test_stream_that_went_back() -> None:
-    """A watcher that noticed it is believed."""
+def test_a_position_that_went_back_is_wrong() -> None:
+    """The check reports what a watch noticed during the stream."""
     gone_back = watch(("e", 1, DOCUMENTS[1]))
     gone_back.wrong.append("from 2 to 1")
     with pytest.raises(AssertionError, match="from 2 to 1"):

@@ -78,7 +78,7 @@ def check(history: CommitHistory, held: Breakdowns, view: View) -> None:
 def test_every_view_equals_a_count_whatever_happens_between_two_steps(
     start: int, actions: list[tuple[str, Any]]
 ) -> None:
-    """Commits, the clock, and new snapshots come in between, with or without a memory."""
+    """It holds with commits, ticks and reloads between steps, also without the memory of before."""
     history, held = CommitHistory(NOW + start), Breakdowns()
     for action, given_ in actions:
         if action == "commit":
@@ -101,7 +101,7 @@ def test_every_view_equals_a_count_whatever_happens_between_two_steps(
 
 
 def test_a_commit_costs_what_it_added() -> None:
-    """Once in step, a breakdown looks at the cells of new commits and at no others."""
+    """An up-to-date breakdown reads only the cells of new commits."""
     history = CommitHistory()
     history.commit([{"strategy": f"s{n}", "provider": "p", "timestamp": 0} for n in range(50)])
     held, selection = Breakdowns(), Selection(None)
@@ -123,7 +123,7 @@ def test_a_commit_costs_what_it_added() -> None:
     ],
 )
 def test_a_large_commit_is_looked_at_in_steps(others: list[dict[str, Any]]) -> None:
-    """Also where nothing of it is counted: to look at its cells and minutes takes time, too."""
+    """Reading cells and minutes takes time also if none of them counts."""
     history, held = CommitHistory(), Breakdowns()
     history.commit([{"strategy": "s", "provider": "p", "timestamp": 0}])
     (selection,) = View(("total_decisions",), window="5m", strategy=frozenset({"s"})).selections
@@ -134,7 +134,7 @@ def test_a_large_commit_is_looked_at_in_steps(others: list[dict[str, Any]]) -> N
 
 
 def test_a_minute_costs_what_entered_and_left() -> None:
-    """A window that moves on by a minute does not add up its other minutes again."""
+    """A window that moves by a minute does not add up its other minutes again."""
     history = CommitHistory()
     for minute in range(-60, 1):
         history.commit([{"strategy": "s", "provider": "p", "timestamp": minute * MINUTE}])
@@ -145,8 +145,8 @@ def test_a_minute_costs_what_entered_and_left() -> None:
     assert made.total.count == 60
 
 
-def test_a_breakdown_takes_no_memory_for_the_keys_it_has_gone_through() -> None:
-    """What it takes is bounded by its sums, which are few here; room for the keys is not kept."""
+def test_a_breakdown_takes_no_memory_for_the_keys_it_has_read() -> None:
+    """Its memory depends on its sums, which are few here, and not on the number of keys."""
     history = CommitHistory()
     same = {"strategy": "s", "provider": "p", "timestamp": 0}
     history.commit([{**same, "project": f"p{n}"} for n in range(1_000)])
@@ -155,8 +155,8 @@ def test_a_breakdown_takes_no_memory_for_the_keys_it_has_gone_through() -> None:
     assert sum(sys.getsizeof(getattr(made, name)) for name in made.__slots__) < 4_096
 
 
-def test_a_window_the_snapshot_lacks_is_uncovered() -> None:
-    """There is no sum of what is not held; the total needs no window."""
+def test_a_window_that_the_snapshot_lacks_is_refused() -> None:
+    """A window whose minutes are not held raises `NotHeld`; the total needs no minutes."""
     snapshot, held = Snapshot(Position("e", 0), NOW), Breakdowns()
     late = NOW + COVERAGE
     with pytest.raises(NotHeld):
@@ -164,8 +164,8 @@ def test_a_window_the_snapshot_lacks_is_uncovered() -> None:
     assert held.ready(snapshot, Selection(None), late) is not None
 
 
-def test_the_breakdown_used_longest_ago_makes_room() -> None:
-    """All of them together hold at most so many sums."""
+def test_the_least_recently_used_breakdown_is_dropped() -> None:
+    """All breakdowns together hold at most `max_groups` sums."""
     history = CommitHistory()
     history.commit([{"strategy": f"s{n}", "provider": "p", "timestamp": 0} for n in range(10)])
     held = Breakdowns(max_groups=30)
@@ -176,7 +176,7 @@ def test_the_breakdown_used_longest_ago_makes_room() -> None:
 
 
 def test_empty_names_leave_a_window() -> None:
-    """What counts nothing any more is not shown with a zero."""
+    """A name whose count falls to 0 is dropped, and not shown with a 0."""
     history, selection = CommitHistory(), Selection(5)
     history.commit([{"strategy": "s", "provider": "p", "model": "m", "timestamp": -5 * MINUTE}])
     held = Breakdowns()

@@ -22,7 +22,7 @@ PYPROJECT: Final = Path(__file__).parents[2] / "pyproject.toml"
 
 @pytest.mark.parametrize("library", ["uvicorn", "websockets"])
 def test_each_library_has_an_upper_bound(library: str) -> None:
-    """In what the server needs; and the version that is installed keeps to it."""
+    """The server's requirement has the bound, and the installed version is below it."""
     project = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]
     (needed,) = (
         each for each in project["optional-dependencies"]["server"] if each.startswith(library)
@@ -32,8 +32,8 @@ def test_each_library_has_an_upper_bound(library: str) -> None:
     assert installed < bound
 
 
-def test_the_parser_of_websockets_rests_where_a_frame_begins() -> None:
-    """`edge/ws/messages.py`, `MessageAssembler.idle`: else each connection kept its parser."""
+def test_the_parser_of_websockets_waits_at_the_start_of_a_frame() -> None:
+    """`MessageAssembler.idle` in `edge/ws/messages.py` needs it, to free parsers when idle."""
     protocol = Protocol(Side.SERVER, state=State.OPEN)
     data = Frame(Opcode.TEXT, b"{}").serialize(mask=True)
     parser: Any = protocol.parser
@@ -48,8 +48,8 @@ def test_the_parser_of_websockets_rests_where_a_frame_begins() -> None:
     assert protocol.close_rcvd is protocol.close_sent is None
 
 
-def test_what_the_http_protocol_of_uvicorn_has() -> None:
-    """`edge/http/http_protocol.py`: methods it overrides or calls, and attributes it sets."""
+def test_the_http_protocol_of_uvicorn_has_what_we_use() -> None:
+    """`edge/http/http_protocol.py` overrides or calls these methods, and sets these attributes."""
     methods = {
         "connection_made": ["transport"],
         "connection_lost": ["exc"],
@@ -78,8 +78,8 @@ def test_what_the_http_protocol_of_uvicorn_has() -> None:
         assert f"self.{attribute}" in source, attribute
 
 
-def test_what_a_request_of_uvicorn_has() -> None:
-    """`edge/http/http_protocol.py`, `Cycle`: how it is made, and what is read and set of it."""
+def test_a_request_of_uvicorn_has_what_we_use() -> None:
+    """`Cycle` in `edge/http/http_protocol.py` passes these arguments, and uses these attributes."""
     parameters = list(inspect.signature(RequestResponseCycle.__init__).parameters)
     assert parameters == [
         "self",

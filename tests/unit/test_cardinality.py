@@ -33,12 +33,12 @@ def named(*names: str) -> dict[str, str]:
 
 
 def counted(names: CardinalityLimiter, *sent: dict[str, str]) -> list[DecisionRecord]:
-    """Return decisions as they are counted; they are still to be committed."""
+    """Return decisions with the names under which they count; their commit is still to come."""
     return names.reserve([kept(n, **one) for n, one in enumerate(sent)])[0]
 
 
 def committed(names: CardinalityLimiter, *sent: dict[str, str]) -> list[DecisionRecord]:
-    """Return decisions as they were counted and committed."""
+    """Return decisions with the names under which they count, after their commit."""
     decisions, reserved = names.reserve([kept(n, **one) for n, one in enumerate(sent)])
     names.learn(key(one) for one in decisions)
     names.release(reserved)
@@ -58,17 +58,17 @@ class Traffic(RuleBasedStateMachine):
         self.waiting: list[tuple[list[DecisionRecord], Reserved]] = []
         self.stored: set[Key] = set()
         self.folded: dict[str, set[str]] = {}
-        self.slack = 0  # combinations that waited, and were given other names by a fold
+        self.slack = 0  # waiting combinations that a fold renamed
 
     @rule(sent=batches)
     def submit(self, sent: list[dict[str, str]]) -> None:
-        """Decisions wait for their commit."""
+        """A batch waits for its commit."""
         decisions, reserved = self.names.reserve([kept(**one) for one in sent])
         self.waiting.append((fold_names(decisions, self.folded), reserved))
 
     @rule(which=st.integers(0, 100), new=st.integers(0, 12))
     def commit(self, which: int, new: int) -> None:
-        """A commit ends, in which so many of a batch were new: none where it failed."""
+        """A commit ends that stored the first `new` decisions of a batch; none if it failed."""
         if not self.waiting:
             return
         decisions, reserved = self.waiting.pop(which % len(self.waiting))
@@ -79,7 +79,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(part=st.sampled_from(NAMED), name=st.sampled_from([*"abcdefgh"]), remember=st.booleans())
     def fold(self, part: str, name: str, *, remember: bool) -> None:
-        """An operator folds a name while batches wait; the store counts all of them so."""
+        """An operator folds a name while batches wait, and the store folds it in all of them."""
         folded = {part: {name}}
         self.stored = {
             key(one) for one in fold_names([kept(**k._asdict()) for k in self.stored], folded)
@@ -91,7 +91,7 @@ class Traffic(RuleBasedStateMachine):
 
     @invariant()
     def limits_hold(self) -> None:
-        """Committed and waiting together are within the limits; one more is `other`."""
+        """Committed and waiting names together are within the limits."""
         keys = {*self.stored, *(key(one) for batch, _ in self.waiting for one in batch)}
         for place in range(len(NAMED)):
             assert len({one[place] for one in keys} - {OTHER, ""}) <= LIMIT
@@ -99,13 +99,13 @@ class Traffic(RuleBasedStateMachine):
         assert len(combinations) <= COMBINATIONS + self.slack
 
     @invariant()
-    def counts_what_is_committed(self) -> None:
-        """What only waits is not counted."""
+    def only_committed_names_are_counted(self) -> None:
+        """Names that only wait are not counted."""
         for place, part in enumerate(NAMED):
             assert self.names.used(part) == len({one[place] for one in self.stored} - {OTHER, ""})
 
     def teardown(self) -> None:
-        """Once nothing waits, what is left is what was committed: no room is lost."""
+        """When no batch waits, all room that committed names do not need is free."""
         for _, reserved in self.waiting:
             self.names.release(reserved)
         fresh = CardinalityLimiter(LIMIT, COMBINATIONS)
@@ -115,8 +115,8 @@ class Traffic(RuleBasedStateMachine):
         assert counted(self.names, *sent) == counted(fresh, *sent)
 
 
-def test_limits_hold_whatever_comes() -> None:
-    """In any order of submits, commits, failures and folds."""
+def test_limits_hold_in_any_order_of_events() -> None:
+    """Events are submits, commits, failures and folds."""
     run_state_machine_as_test(
         Traffic, settings=settings(max_examples=20, stateful_step_count=20, deadline=None)
     )
@@ -126,7 +126,7 @@ def test_limits_hold_whatever_comes() -> None:
 def test_committed_names_are_never_replaced(
     stored: list[dict[str, Any]], sent: list[dict[str, Any]]
 ) -> None:
-    """What is stored already stays what it is, however full it gets."""
+    """A stored name stays although its limit is reached."""
     names = CardinalityLimiter(3, 5)
     names.learn(key(kept(**one)) for one in stored)
     let_in = [one for one in sent if committed(names, one)[0] == kept(0, **one)]
@@ -137,7 +137,7 @@ def test_committed_names_are_never_replaced(
 
 @given(batches)
 def test_only_names_are_replaced(sent: list[dict[str, str]]) -> None:
-    """A decision counts as much under `other`, and keeps its id and its true project."""
+    """A decision under `other` has the same numbers, id and owner as before."""
     for number, after in enumerate(counted(CardinalityLimiter(2, 4), *sent)):
         before = kept(number, **sent[number])
         assert identity_of(after) == identity_of(before) == (f"d{number}", before.project)
@@ -146,20 +146,20 @@ def test_only_names_are_replaced(sent: list[dict[str, str]]) -> None:
 
 
 def test_name_over_the_limit_is_replaced_alone() -> None:
-    """The parts that are within their limits keep their names."""
+    """Parts within their limits keep their names."""
     names = CardinalityLimiter(1, 100)
     sent = named("p", "s", "v", "m"), named("p", "s", "new", "m")
     assert counted(names, *sent)[1][1:5] == ("p", "s", OTHER, "m")
 
 
 def test_combination_over_the_limit_is_replaced_within_its_project() -> None:
-    """Whose it is stays known."""
+    """The decision keeps its project."""
     names = CardinalityLimiter(100, 1)
     sent = named("p", "s", "v", "m"), named("p", "s", "v", "n")
     assert counted(names, *sent)[1][1:5] == ("p", OTHER, OTHER, OTHER)
 
 
-def test_no_model_is_never_replaced() -> None:
+def test_an_unknown_model_is_never_replaced() -> None:
     """Unknown is not `other`, and takes no room."""
     names = CardinalityLimiter(1, 100)
     first, second = counted(names, named("p", "s", "v", ""), named("p", "s", "v", "m"))
@@ -167,14 +167,14 @@ def test_no_model_is_never_replaced() -> None:
 
 
 def test_other_takes_no_room() -> None:
-    """A name that really is `other` leaves the limit to the others."""
+    """A decision whose name is `other` does not count towards the limit."""
     names = CardinalityLimiter(1, 100)
     assert committed(names, named("p", OTHER, "v", ""), named("p", "s", "v", ""))[1].strategy == "s"
     assert names.used("strategy") == 1
 
 
-def test_what_was_never_stored_uses_up_no_room() -> None:
-    """A batch of duplicates, or one whose commit failed, leaves no trace."""
+def test_names_that_were_not_stored_take_no_room() -> None:
+    """A batch of duplicates, and one whose commit failed, free their room."""
     names = CardinalityLimiter(1, 100)
     _, reserved = names.reserve([kept(strategy="spent")])
     assert counted(names, {"strategy": "meanwhile"})[0].strategy == OTHER
@@ -183,7 +183,7 @@ def test_what_was_never_stored_uses_up_no_room() -> None:
 
 
 def test_folded_names_take_no_room() -> None:
-    """They are left to the store, which knows at once when they are forgotten."""
+    """The store replaces folded names, because it knows at once when a fold is undone."""
     names = CardinalityLimiter(1, 1)
     names.renew([], {"model": {"old"}})
     found = counted(names, {"model": "old"}, {"model": "m"}, {"model": "n"})
@@ -199,7 +199,7 @@ def test_folded_names_take_no_room() -> None:
 
 
 def test_reaching_a_limit_is_reported_once() -> None:
-    """By the part that is full, once until it has room again; what waits does not count."""
+    """It is reported for each part, again only after a `renew`; waiting names do not count."""
     told: list[str] = []
     names = CardinalityLimiter(2, 3, told.append)
     _, reserved = names.reserve([kept(model="a"), kept(model="b")])
@@ -217,7 +217,7 @@ def test_reaching_a_limit_is_reported_once() -> None:
 
 @pytest.mark.parametrize("part", NAMED)
 def test_operators_fold_one_part(part: str) -> None:
-    """The other parts, the id and the true project stay."""
+    """The other parts, the id and the owner stay."""
     decision = kept(1)
     (folded,) = fold_names([decision], {part: {getattr(decision, part)}})
     assert folded == decision._replace(**{part: OTHER})

@@ -15,7 +15,7 @@ FIRST_WAIT = 2 * SHORTEST_WAIT
 
 
 class World:
-    """A breaker in a world whose time stands still until told, with jitter at its longest."""
+    """A breaker with a clock that stands still and, unless told otherwise, the longest jitter."""
 
     def __init__(self, jitter: float = 1.0) -> None:
         self.now = 1000.0
@@ -54,7 +54,7 @@ def test_stays_closed_while_calls_succeed_now_and_then(world: World) -> None:
 
 
 def test_opens_after_failures_in_a_row(world: World) -> None:
-    """Then the engine is not asked, and the caller is told why."""
+    """After that the engine is not called, and the caller gets the reason."""
     world.break_it()
     assert not world.call(fails=False)
     assert world.breaker.failing == "it is down"
@@ -63,7 +63,7 @@ def test_opens_after_failures_in_a_row(world: World) -> None:
 
 
 def test_probe_closes_it(world: World) -> None:
-    """One success after the wait, and every call goes through."""
+    """After one success at the end of the wait, all calls go through."""
     world.break_it()
     world.now += FIRST_WAIT
     assert world.breaker.wait == 0
@@ -74,7 +74,7 @@ def test_probe_closes_it(world: World) -> None:
 
 
 def test_waits_grow_to_the_longest(world: World) -> None:
-    """Each failed probe doubles the random part of the wait, up to a bound."""
+    """Each failed probe doubles the random part of the wait, up to a limit."""
     world.break_it()
     waits = []
     for _ in range(8):
@@ -85,8 +85,8 @@ def test_waits_grow_to_the_longest(world: World) -> None:
     assert waits[-1] == pytest.approx(LONGEST_WAIT)
 
 
-def test_waits_begin_anew_after_it_closed(world: World) -> None:
-    """An engine that came back and goes again is sought as eagerly as at first."""
+def test_waits_start_again_after_it_closed(world: World) -> None:
+    """The first wait after a recovery is as short as the very first."""
     world.break_it()
     for fails in (True, True, True, False):
         world.now += world.breaker.wait
@@ -96,7 +96,7 @@ def test_waits_begin_anew_after_it_closed(world: World) -> None:
 
 
 def test_one_probe_at_a_time(world: World) -> None:
-    """Whoever comes while it is out is refused, and does not count."""
+    """Calls during a probe are refused, and count neither as success nor as failure."""
     world.break_it()
     world.now += FIRST_WAIT
     with world.breaker.call():
@@ -106,7 +106,7 @@ def test_one_probe_at_a_time(world: World) -> None:
 
 
 def test_late_failures_do_not_lengthen_the_wait(world: World) -> None:
-    """Calls that began before it opened say nothing new."""
+    """Failures of calls that began before it opened do not count."""
     late = [world.breaker.call() for _ in range(5)]
     for call in late:
         call.__enter__()
@@ -119,7 +119,7 @@ def test_late_failures_do_not_lengthen_the_wait(world: World) -> None:
 
 
 def test_an_answer_is_no_failure(world: World) -> None:
-    """An engine that answers with an error is there."""
+    """An engine that answers with an error is available."""
     world.break_it()
     world.now += FIRST_WAIT
     with pytest.raises(Declined), world.breaker.call():
@@ -127,8 +127,8 @@ def test_an_answer_is_no_failure(world: World) -> None:
     assert world.breaker.failing is None
 
 
-def test_cancelled_probe_gives_way_to_another(world: World) -> None:
-    """It learnt nothing: the breaker is open still, and the next call is the probe."""
+def test_next_call_is_the_probe_after_a_cancelled_one(world: World) -> None:
+    """A cancelled probe leaves the breaker open."""
     world.break_it()
     world.now += FIRST_WAIT
     with pytest.raises(asyncio.CancelledError), world.breaker.call():
@@ -138,10 +138,10 @@ def test_cancelled_probe_gives_way_to_another(world: World) -> None:
     assert world.breaker.failing is None
 
 
-def test_says_once_that_it_opened_and_once_that_it_closed(
+def test_logs_once_that_it_opened_and_once_that_it_closed(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However long it lasts and however many ask."""
+    """The number of calls meanwhile, and the time, make no difference."""
     with caplog.at_level(logging.DEBUG):
         world.break_it()
         for _ in range(10):
@@ -163,9 +163,9 @@ def test_says_once_that_it_opened_and_once_that_it_closed(
 def test_open_engine_is_asked_neither_too_often_nor_too_seldom(
     steps: list[tuple[float, bool]], jitter: float
 ) -> None:
-    """Whatever happens: no probe before the shortest wait, none later than the longest."""
+    """No probe comes before the shortest wait, and no call after the longest is refused."""
     world = World(jitter)
-    row, last = 0, world.now  # failures in a row, and when the engine was last asked
+    row, last = 0, world.now  # failures in a row, and the time of the last call
     for seconds, fails in steps:
         world.now += seconds
         through = world.call(fails)

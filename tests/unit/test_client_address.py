@@ -1,4 +1,4 @@
-"""Addresses of servers, in all forms that people write."""
+"""Tests of the addresses of servers, in all forms that users write."""
 
 import pytest
 
@@ -22,8 +22,8 @@ from routecast.errors import BadParameter
         ("http://[::1]:8000", "http://[::1]:8000/x", "ws://[::1]:8000/ws/metrics"),
     ],
 )
-def test_one_address_is_two(text: str, http: str, stream: str) -> None:
-    """Over HTTP and over WebSocket, whichever of them was written, with a path or without."""
+def test_one_address_gives_both_urls(text: str, http: str, stream: str) -> None:
+    """The HTTP and the WebSocket URL come from either of them, with or without a path."""
     server = Server.parse(text)
     assert server.http("/x") == http
     assert server.stream() == stream
@@ -33,8 +33,8 @@ def test_one_address_is_two(text: str, http: str, stream: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "http://", "ftp://h", "http://h:x", "http://h/?interval=1"])
-def test_what_is_no_address_is_named(text: str) -> None:
-    """By the parameter it was given as."""
+def test_a_bad_address_is_refused_with_its_parameter(text: str) -> None:
+    """The error begins with the name of the parameter."""
     with pytest.raises(BadParameter, match=r"^--server: "):
         Server.parse(text, "--server")
 
@@ -51,7 +51,7 @@ def test_what_is_no_address_is_named(text: str) -> None:
     ],
 )
 def test_a_password_is_never_shown(text: str) -> None:
-    """Not in words about the server, nor in those about a bad address."""
+    """Neither the server's text nor the error about a bad address has it."""
     try:
         shown = str(Server.parse(text))
     except BadParameter as error:

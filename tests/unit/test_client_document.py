@@ -17,14 +17,14 @@ from tests.support.wire import GOLDEN, PATCHES
 
 @pytest.mark.parametrize("case", PATCHES, ids=lambda case: str(case["patch"]))
 def test_examples_of_the_rfc(case: dict[str, Any]) -> None:
-    """The golden patches; what is patched stays as it is."""
+    """Golden patches give the golden results, and the patched document is not changed."""
     before = copy.deepcopy(case["before"])
     assert apply(before, case["patch"]) == case["after"]
     assert before == case["before"]
 
 
 def test_a_document_is_read_with_names_and_types() -> None:
-    """What is not there is None or empty; what the reader does not know is in `data`."""
+    """Absent fields are None or empty; fields that the client does not know are in `data`."""
     data = {**GOLDEN["snapshot-stale"]["message"]["data"], "future": 1}
     metrics = read(ReceivedDocument(data, "now", Position("e", 7), "stale", 4210))
     assert metrics.total_decisions == 150
@@ -37,7 +37,7 @@ def test_a_document_is_read_with_names_and_types() -> None:
 
 
 def test_names_come_largest_count_first() -> None:
-    """A patch keeps no order: fields come by the contract, names by count, then by name."""
+    """Fields have the order of the contract, and names that of their counts, after any patch."""
     data = {
         "provider_usage": {"b": 1, "c": 2, "a": 1},
         "future": 0,
@@ -55,8 +55,8 @@ def test_names_come_largest_count_first() -> None:
 # -- the default stream -------------------------------------------------------------------------
 
 
-def test_a_subscription_as_a_query() -> None:
-    """Each value of a filter is a parameter of its own; what is not asked for is left out."""
+def test_a_subscription_becomes_a_query() -> None:
+    """Each value of a filter is a parameter of its own; fields that were not given are left out."""
     asked = Subscribe("x", ["cost", "rate"], Filters(["a", "b"], project=["c"]), "5m", 0.5)
     assert query_of(asked) == [
         ("fields", "cost,rate"),
@@ -70,7 +70,7 @@ def test_a_subscription_as_a_query() -> None:
 
 
 def test_a_document_of_the_default_stream_has_the_same_shape() -> None:
-    """Nulls are left out; an error is trouble, and the document before it stays."""
+    """Nulls are left out; after an error document, the document before it stays."""
     view = SubscribedView(Subscribe("x"))
     receive(view, b'{"avg_confidence":null,"latency_ms":{"avg":null,"p50":1},"timestamp":"t"}')
     assert view.visible == ReceivedDocument({"latency_ms": {"p50": 1}}, "t")

@@ -18,14 +18,14 @@ MINUTE = timedelta(minutes=1)
 
 
 def history(first: int, series: dict[str, list[int]], step: int = 60) -> History:
-    """Return minutes from the first on, with one field."""
+    """Return minutes from number `first` on, with the field `count`."""
     points = len(next(iter(series.values()), []))
     columns: dict[str, Any] = {key: {"count": values} for key, values in series.items()}
     return History(START + first * MINUTE, step, points, columns, Position("e", first))
 
 
 def test_the_golden_history_is_read() -> None:
-    """Times, columns and what is not known."""
+    """Times, columns and unknown values are read."""
     request = HistoryRequest(GetHistory("h1", START), 300, lambda: 0.0)
     message = msgspec.convert(GOLDEN["history"]["message"], ServerMessage)
     assert isinstance(message, HistoryOut)
@@ -36,8 +36,8 @@ def test_the_golden_history_is_read() -> None:
     assert request.held.times == [datetime(2026, 1, 31, 12, 32 + n, tzinfo=UTC) for n in range(3)]
 
 
-def test_what_is_reported_replaces_from_its_first_bucket_on() -> None:
-    """A bucket that ran is told again; a late decision may go further back."""
+def test_an_update_replaces_the_buckets_from_its_first_one_on() -> None:
+    """An update may repeat the unfinished bucket, or go further back after a late decision."""
     held = history(0, {"a": [1, 2, 3]})
     assert joined(held, history(2, {"a": [4, 5]}), 10) == msgspec.structs.replace(
         history(0, {"a": [1, 2, 4, 5]}), position=Position("e", 2)
@@ -47,14 +47,14 @@ def test_what_is_reported_replaces_from_its_first_bucket_on() -> None:
 
 
 def test_the_newest_buckets_are_kept() -> None:
-    """As many as were asked for."""
+    """There are at most as many as were asked for."""
     grown = joined(history(0, {"a": [1, 2, 3]}), history(3, {"a": [4, 5]}), 3)
     assert (grown.start, grown.points) == (START + 2 * MINUTE, 3)
     assert grown.series == {"a": {"count": [3, 4, 5]}}
 
 
-def test_a_group_may_come_or_be_silent() -> None:
-    """Where nothing was told of it nothing was decided: no count, and an unknown average."""
+def test_a_series_may_begin_or_be_left_out() -> None:
+    """Buckets without values of a series have a count of 0 and an unknown average."""
     held = history(0, {"a": [1]})
     news = msgspec.structs.replace(
         history(1, {"b": [2]}), series={"b": {"count": [2], "avg_cost": [0.5]}}
@@ -70,14 +70,14 @@ def test_a_group_may_come_or_be_silent() -> None:
     [history(5, {"a": [1]}), history(-1, {"a": [1]}), history(0, {"a": [1]}, step=120)],
     ids=["a hole", "earlier", "another step"],
 )
-def test_what_cannot_be_joined_is_taken_alone(news: History) -> None:
-    """It is an answer to the whole question, too."""
+def test_an_update_that_cannot_be_joined_replaces_all(news: History) -> None:
+    """A server sends such an update only as a full answer."""
     assert joined(history(0, {"a": [1, 2]}), news, 10) == news
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=8), st.integers(1, 6))
-def test_a_history_that_follows_equals_one_answer(told: list[tuple[int, int]], most: int) -> None:
-    """However far back each answer goes, and however many buckets it adds."""
+def test_joined_updates_equal_one_answer(told: list[tuple[int, int]], most: int) -> None:
+    """This holds for updates of any length from any earlier bucket."""
     truth = [100 + n for n in range(3)]
     held = joined(history(0, {"a": truth}), history(0, {"a": truth}), most)
     for back, more in told:
@@ -87,8 +87,8 @@ def test_a_history_that_follows_equals_one_answer(told: list[tuple[int, int]], m
     assert held.series["a"]["count"] == truth[-most:]
 
 
-def test_after_a_loss_it_asks_for_what_it_holds() -> None:
-    """From its first bucket, or as far back as it keeps any by now."""
+def test_after_a_reconnect_it_asks_for_the_buckets_it_keeps() -> None:
+    """It asks from its first bucket on, or later if that one is too old by now."""
     asked = GetHistory("h1", START, points=5, follow=True)
     now = START.timestamp() + 3 * 60
     request = HistoryRequest(asked, 5, lambda: now)

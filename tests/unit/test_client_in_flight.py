@@ -1,4 +1,4 @@
-"""One batch on its way: when it is sent again or halved, and what is left over."""
+"""Tests of `InFlightBatch`: when a batch is sent again or halved, and what is left over."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ Answer = Receipt | RoutecastError
 
 
 class Server:
-    """Answers each part of a batch with what `answer` says, and remembers the parts."""
+    """Answers each part of a batch with the result of `answer`, and remembers the parts."""
 
     def __init__(self, answer: Callable[[str], RoutecastError | None]) -> None:
         self.parts: list[str] = []
@@ -22,14 +22,14 @@ class Server:
         self._answer = answer
 
     def send(self, part: Sequence[str]) -> Receipt:
-        """Take a part, or raise."""
+        """Accept a part, or raise its error."""
         self.parts.append("".join(part))
         if (error := self._answer(self.parts[-1])) is not None:
             raise error
         return Receipt(len(part), 0, [], 0, Position("e", 1))
 
     def wait(self, _: RoutecastError, least: float, delay: float) -> bool:
-        """Remember how long it was to be waited."""
+        """Record the delays that a retry asked for."""
         self.waits.append((least, delay))
         return len(self.waits) < self.patience
 
@@ -39,8 +39,8 @@ class Server:
         return {"".join(part): answer for part, answer in batch.run(self.send, self.wait, backoff)}
 
 
-def test_a_batch_that_is_taken_is_answered_for() -> None:
-    """As a whole."""
+def test_an_accepted_batch_has_one_receipt() -> None:
+    """The batch is sent whole, and nothing is left."""
     server, batch = Server(lambda _: None), InFlightBatch("abc")
     found = server.deliver(batch)
     assert list(found) == server.parts == ["abc"]
@@ -48,8 +48,8 @@ def test_a_batch_that_is_taken_is_answered_for() -> None:
     assert (batch.left, batch.next_part) == ([], ())
 
 
-def test_a_part_is_left_until_its_answer_was_dealt_with() -> None:
-    """Whoever looks meanwhile finds it."""
+def test_a_part_is_left_until_its_answer_was_handled() -> None:
+    """`left` has the part while the caller handles its answer."""
     batch = InFlightBatch("abc")
     server = Server(lambda part: Refused(413, "large") if part == "abc" else None)
     left = [
@@ -59,8 +59,8 @@ def test_a_part_is_left_until_its_answer_was_dealt_with() -> None:
 
 
 @pytest.mark.parametrize("new_token", [False, True])
-def test_it_is_sent_again_after_what_may_pass(new_token: bool) -> None:
-    """With longer and longer delays, from the first one again after a success."""
+def test_it_is_sent_again_after_a_temporary_error(new_token: bool) -> None:
+    """Delays grow, and start again from the first one after a success."""
     errors: list[RoutecastError | None] = [
         Unavailable("full", retry_after=7),
         Unauthenticated(401, "expired") if new_token else Unavailable("full", retry_after=0),
@@ -76,8 +76,8 @@ def test_it_is_sent_again_after_what_may_pass(new_token: bool) -> None:
     assert list(found) == ["a", "b"]
 
 
-def test_what_is_left_is_sent_later() -> None:
-    """When there is no time any more, it stops; and goes on where it was."""
+def test_an_interrupted_batch_continues_later() -> None:
+    """When `wait` says that time is up, it stops, and a later run sends the rest."""
     up: list[str] = []
 
     def answer(part: str) -> RoutecastError | None:
@@ -94,8 +94,8 @@ def test_what_is_left_is_sent_later() -> None:
     assert batch.left == []
 
 
-def test_what_is_too_large_is_halved_down_to_one() -> None:
-    """The one that is too large by itself is refused."""
+def test_a_batch_that_is_too_large_is_halved() -> None:
+    """A single decision that is too large is refused, and the others are accepted."""
     server = Server(lambda part: Refused(413, "large") if "x" in part or len(part) > 2 else None)
     found = server.deliver(InFlightBatch("abcdefxh"))
     assert {part: type(answer) for part, answer in found.items()} == {
@@ -107,8 +107,8 @@ def test_what_is_too_large_is_halved_down_to_one() -> None:
     }
 
 
-def test_what_is_unreadable_is_halved_so_often_and_no_more() -> None:
-    """One decision may be why; or the server reads nothing at all."""
+def test_an_unreadable_batch_is_halved_a_limited_number_of_times() -> None:
+    """One decision may be the cause, or the server refuses every body."""
     bad = Server(lambda part: Refused(400, "not JSON") if "x" in part else None)
     found = bad.deliver(InFlightBatch("abxd", most_split=2))
     assert [(part, type(answer)) for part, answer in found.items()] == [
@@ -124,15 +124,15 @@ def test_what_is_unreadable_is_halved_so_often_and_no_more() -> None:
 @pytest.mark.parametrize(
     "error", [Refused(415, "gzip only"), Unauthenticated(401, "no token"), RoutecastError("odd")]
 )
-def test_what_is_refused_is_reported_once(error: RoutecastError) -> None:
-    """Neither sent again nor halved."""
+def test_a_refused_batch_has_one_error(error: RoutecastError) -> None:
+    """It is neither sent again nor halved."""
     server = Server(lambda _: error)
     assert server.deliver(InFlightBatch("ab")) == {"ab": error}
     assert (server.parts, server.waits) == (["ab"], [])
 
 
-def test_what_is_given_up_meanwhile_is_not_sent() -> None:
-    """It is looked at before each try."""
+def test_decisions_that_are_given_up_are_not_sent() -> None:
+    """`keep` is asked before each attempt."""
     gone: set[str] = set()
 
     def answer(part: str) -> RoutecastError | None:

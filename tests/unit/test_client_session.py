@@ -62,7 +62,7 @@ def following() -> Following:
 
 @pytest.mark.parametrize("name", [name for name, case in GOLDEN.items() if "before" in case])
 def test_golden_delta_leads_to_its_document(name: str, following: Following) -> None:
-    """By the client's own merge, from the document before; as JSON and as msgpack."""
+    """The client's merge gives the golden document, from JSON and from msgpack."""
     case = GOLDEN[name]
     message = msgspec.convert(case["message"], ServerMessage)
     assert isinstance(message, DeltaOut)
@@ -78,7 +78,7 @@ def test_golden_delta_leads_to_its_document(name: str, following: Following) -> 
 
 @pytest.mark.parametrize("name", [n for n, c in GOLDEN.items() if c["direction"] == "server"])
 def test_golden_messages_are_understood(name: str, following: Following) -> None:
-    """None is a surprise; what is for an id that is not known changes nothing."""
+    """Every message of a server is accepted; one for an unknown id changes nothing."""
     message = msgspec.convert(GOLDEN[name]["message"], ServerMessage)
     answers = following.receive(message)
     assert bool(answers) == isinstance(message, DeltaOut)
@@ -102,8 +102,8 @@ def test_golden_messages_are_understood(name: str, following: Following) -> None
         ),
     ],
 )
-def test_golden_subscribes_are_what_it_sends(name: str, asked: Subscribe) -> None:
-    """And again on the next connection, from the position it holds."""
+def test_it_sends_the_golden_subscribes(name: str, asked: Subscribe) -> None:
+    """It sends them again on the next connection, with the position that it holds."""
     following = Following(asked)
     wanted = GOLDEN[name]["message"]
     if position := wanted.get("position"):
@@ -119,7 +119,7 @@ def test_golden_subscribes_are_what_it_sends(name: str, asked: Subscribe) -> Non
     "wrong", [delta(2, 3, {"a": 9}), delta(0, 3, {"a": 9}), delta(1, 2, {"a": 9}, epoch="other")]
 )
 def test_a_delta_from_another_base_is_never_applied(following: Following, wrong: DeltaOut) -> None:
-    """It asks for all of it, once; what follows the wrong one does not count either."""
+    """It subscribes again, once; deltas that follow the wrong one are ignored."""
     following.receive(snapshot(1, {"a": 1}))
     assert following.receive(wrong) == [Unsubscribe("main"), Subscribe("main")]
     assert following.receive(delta(3, 4, {"a": 10})) == []
@@ -131,21 +131,21 @@ def test_a_delta_from_another_base_is_never_applied(following: Following, wrong:
 
 
 def test_a_delta_before_any_snapshot_is_never_applied(following: Following) -> None:
-    """There is nothing it could change."""
+    """Without a document, a delta makes it subscribe again."""
     assert following.receive(delta(0, 1, {"a": 1})) == [Unsubscribe("main"), Subscribe("main")]
     assert following.view.visible is None
 
 
 def test_the_same_position_may_come_again(following: Following) -> None:
-    """Windows slide though nothing was decided."""
+    """A window moves also without new decisions."""
     following.receive(snapshot(1, {"a": 1}))
     following.receive(delta(1, 1, {"a": 2}))
     following.receive(delta(1, 1, {"a": 3}))
     assert following.visible.data == {"a": 3}
 
 
-def test_what_is_shown_never_goes_back(following: Following) -> None:
-    """A node that lags behind may take over: it is followed, and shown once it has caught up."""
+def test_the_visible_document_never_goes_back(following: Following) -> None:
+    """Documents of a node that lags are applied, and visible once it has caught up."""
     following.receive(snapshot(5, {"a": 5}))
     following.receive(snapshot(3, {"a": 3}))
     following.receive(delta(3, 4, {"a": 4}))
@@ -162,7 +162,7 @@ documents = st.dictionaries(
 
 
 def patch(before: Document, after: Document) -> Document:
-    """Return a merge patch, as simple as may be."""
+    """Return a merge patch that need not be the smallest."""
     changed: Document = {name: None for name in before if name not in after}
     for name, value in after.items():
         old = before.get(name)
@@ -174,10 +174,10 @@ def patch(before: Document, after: Document) -> Document:
 
 
 @given(st.lists(documents, min_size=2, max_size=6), st.data())
-def test_whatever_is_lost_it_shows_what_the_server_had(
+def test_after_any_loss_it_shows_a_document_of_the_server(
     history: list[Document], data: st.DataObject
 ) -> None:
-    """Frames from any base to any position, some lost: the document is that of its position."""
+    """With any bases, positions and losses, the visible document is that of its position."""
     following = Following()
     places = st.integers(0, len(history) - 1)
     for _ in range(12):
@@ -194,8 +194,8 @@ def test_whatever_is_lost_it_shows_what_the_server_had(
 # -- errors, ends -------------------------------------------------------------------------------
 
 
-def test_an_error_that_may_pass_leaves_the_subscription(following: Following) -> None:
-    """It is told as trouble, until the next document."""
+def test_a_temporary_error_leaves_the_subscription(following: Following) -> None:
+    """`failure` is set until the next document."""
     following.receive(snapshot(1, {}))
     following.receive(ErrorOut(id="main", code="unavailable", message="no", retryable=True))
     assert following.view.failure is not None
@@ -203,8 +203,8 @@ def test_an_error_that_may_pass_leaves_the_subscription(following: Following) ->
     assert following.view.failure is None
 
 
-def test_an_error_that_stays_ends_the_subscription(following: Following) -> None:
-    """It is not asked for again, and its id is not unsubscribed."""
+def test_a_final_error_ends_the_subscription(following: Following) -> None:
+    """The client neither subscribes again nor unsubscribes."""
     following.receive(ErrorOut(id="main", code="bad_request", message="no", retryable=False))
     assert following.news == [following.view]
     assert following.session.remove(following.view) == []
@@ -212,7 +212,7 @@ def test_an_error_that_stays_ends_the_subscription(following: Following) -> None
 
 
 def test_goodbye_is_kept_until_the_next_connection(following: Following) -> None:
-    """Whoever opens connections asks for it."""
+    """The code that opens connections reads it."""
     following.receive(Goodbye(1012, 250))
     assert following.session.goodbye == Goodbye(1012, 250)
     following.session.closed()
@@ -220,8 +220,8 @@ def test_goodbye_is_kept_until_the_next_connection(following: Following) -> None
     assert following.session.goodbye is None
 
 
-def test_what_is_left_is_unsubscribed_where_there_is_a_connection(following: Following) -> None:
-    """And news of it that were on their way are nobody's."""
+def test_a_removed_view_is_unsubscribed_on_an_open_connection(following: Following) -> None:
+    """Messages for it that were on their way are ignored."""
     assert following.session.remove(following.view) == [Unsubscribe("main")]
     assert following.receive(snapshot(1, {})) == []
     assert following.news == []

@@ -1,4 +1,4 @@
-"""Texts that say why a stream ended, and whether the client reconnects."""
+"""Tests of the texts that say why a stream ended, and of whether the client reconnects."""
 
 import pytest
 from websockets.exceptions import ConnectionClosedError
@@ -13,7 +13,7 @@ FINAL = [row["code"] for row in ANSWERS["close_codes"] if row["outcome"] == "fin
 
 
 def closed(code: int, reason: str = "") -> ConnectionClosedError:
-    """Return what a close frame with this code raises."""
+    """Return the exception that a close frame with this code raises."""
     return ConnectionClosedError(Close(code, reason), None)
 
 
@@ -29,28 +29,28 @@ def closed(code: int, reason: str = "") -> ConnectionClosedError:
         (OSError(113, "No route to host"), "No route to host"),
     ],
 )
-def test_reasons_in_words(error: Exception, words: str) -> None:
-    """A person reads what happened, not a class name; the client comes back."""
+def test_each_reason_is_described_in_words(error: Exception, words: str) -> None:
+    """The text has the reason and no class name, and the client reconnects."""
     assert describe(error) == words
     assert verdict_on(error) == Verdict(Outcome.RETRY)
 
 
-def test_when_to_come_back_is_taken_from_the_reason_and_not_shown() -> None:
-    """As the default stream tells it, which has no other way to."""
+def test_the_delay_in_a_close_reason_is_used_and_not_shown() -> None:
+    """The default stream has no other way to send the delay."""
     error = closed(1012, "reconnect_after_ms=1830")
     assert describe(error) == "closed with 1012"
     assert verdict_on(error) == Verdict(Outcome.RETRY, 1.83, exact=True)
 
 
 @pytest.mark.parametrize("error", [closed(1012), ConnectionClosedError(None, None), OSError()])
-def test_a_goodbye_holds_however_the_connection_ends(error: Exception) -> None:
-    """The close frame that follows it may be lost."""
+def test_the_delay_of_a_goodbye_holds_with_any_end(error: Exception) -> None:
+    """The close frame after a goodbye may be lost."""
     assert verdict_on(error, 1830) == Verdict(Outcome.RETRY, 1.83, exact=True)
 
 
 @pytest.mark.parametrize("code", FINAL)
 def test_a_refusal_has_the_code_and_the_words(code: int) -> None:
-    """What is raised where coming back cannot help."""
+    """After a final close code, the client raises `Refused`."""
     assert verdict_on(closed(code)) == Verdict(Outcome.FINAL)
     refused = refusal(closed(code, "because"))
     assert type(refused) is Refused
@@ -58,7 +58,7 @@ def test_a_refusal_has_the_code_and_the_words(code: int) -> None:
     assert str(refused) == f"closed with {code}: because"
 
 
-def test_a_missing_token_is_a_refusal_of_its_own() -> None:
-    """A new token can help."""
+def test_a_missing_token_raises_unauthenticated() -> None:
+    """The client reconnects if it gets a new token."""
     assert verdict_on(closed(4401)) == Verdict(Outcome.NEW_TOKEN)
     assert isinstance(refusal(closed(4401)), Unauthenticated)

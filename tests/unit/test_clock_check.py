@@ -1,4 +1,4 @@
-"""Tests of `ClockCheck`: what a clock is compared with before data are deleted by it."""
+"""Tests of `ClockCheck`: it doubts a wrong clock, and limits how much retention then drops."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +12,7 @@ KEPT = 90 * DAY
 
 
 def test_clock_that_agrees_with_the_last_receipt_may_drop_little_in_the_first_day() -> None:
-    """It may have been wrong before. After that it is believed, as long as it goes on well."""
+    """The clock may have been wrong before; after a day without a jump it is trusted."""
     clock_check = ClockCheck()
     for hours in range(48):
         passed = hours * HOUR
@@ -26,8 +26,8 @@ def test_clock_that_agrees_with_the_last_receipt_may_drop_little_in_the_first_da
             assert decisions == minutes == NOW
 
 
-def test_clock_far_ahead_of_the_last_receipt_is_in_doubt_for_a_day() -> None:
-    """Each time little may be dropped, though what comes in now has its times, and no minute."""
+def test_clock_far_ahead_of_the_last_receipt_is_doubted_for_a_day() -> None:
+    """In that time each check drops few decisions, also with newer receipts, and no minute."""
     clock_check, ahead = ClockCheck(), 100 * DAY
     doubt = clock_check.check(NOW + ahead, 0, MONTH)
     assert doubt == "it is 100.0 days after the last decision was received"
@@ -39,8 +39,8 @@ def test_clock_far_ahead_of_the_last_receipt_is_in_doubt_for_a_day() -> None:
     assert clock_check.limit_minutes(before, PROBATION, later, KEPT) == before
 
 
-def test_day_of_a_wrong_clock_costs_a_third_at_most() -> None:
-    """With a check every ten minutes."""
+def test_day_of_a_wrong_clock_drops_at_most_a_third() -> None:
+    """Retention checks every ten minutes."""
     clock_check, ahead, first = ClockCheck(), 100 * DAY, NOW - 30 * DAY
     for number in range(6 * 24):
         passed = number * 10 * MINUTE
@@ -52,7 +52,7 @@ def test_day_of_a_wrong_clock_costs_a_third_at_most() -> None:
 
 @given(st.integers(-(10**17), 10**17), st.integers(0, DAY - 1))
 def test_jump_is_noticed_in_either_direction(jump: int, elapsed: int) -> None:
-    """Whatever the clock is off by from the time that has passed."""
+    """A difference over `LARGEST_SKEW` between the clock and the elapsed time is a jump."""
     clock_check = ClockCheck()
     assert not clock_check.has_checked
     assert clock_check.check(NOW, 0, MONTH) is None
@@ -62,24 +62,24 @@ def test_jump_is_noticed_in_either_direction(jump: int, elapsed: int) -> None:
     assert (clock_check.limit_minutes(NOW, elapsed, MONTH, KEPT) == 0) == (doubt is not None)
 
 
-def test_what_a_jump_is_reported_as() -> None:
-    """In minutes, with its direction."""
+def test_text_of_a_jump() -> None:
+    """The text has minutes and a direction."""
     clock_check = ClockCheck()
     clock_check.check(NOW, 0, NOTHING)
     assert clock_check.check(NOW + HOUR, 0, NOTHING) == "it was set forward by 60 minutes"
     assert clock_check.check(NOW, 0, NOTHING) == "it was set back by 60 minutes"
 
 
-def test_clock_without_a_witness_drops_no_minutes_for_a_day() -> None:
-    """Nothing is said: most databases without decisions are new."""
+def test_clock_drops_no_minutes_for_a_day_without_any_receipt() -> None:
+    """There is no doubt, because most databases without decisions are new."""
     clock_check = ClockCheck()
     assert clock_check.check(NOW, 0, NOTHING) is None
     assert clock_check.limit_minutes(NOW, 0, MONTH, KEPT) == 0
     assert clock_check.limit_minutes(NOW, PROBATION, MONTH, KEPT) == NOW
 
 
-def test_short_history_may_be_dropped_by_the_minute() -> None:
-    """One part in DROP_SHARES of it would be no progress."""
+def test_short_history_is_dropped_by_at_least_a_minute() -> None:
+    """A share of 1 / `DROP_SHARES` of a short history would be no progress."""
     clock_check, short = ClockCheck(), KeptSpan(NOW - MINUTE, NOW, NOW - MINUTE)
     clock_check.check(NOW + 40 * DAY, 0, short)
     assert clock_check.limit_decisions(NOW + 10 * DAY, 0, short) == NOW

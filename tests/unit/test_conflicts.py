@@ -1,4 +1,4 @@
-"""Conflicts: a decision that is sent again differs from another decision with the same id."""
+"""Tests of conflicts: a decision differs from another one with the same id."""
 
 from typing import Any
 
@@ -18,32 +18,32 @@ def paid(**values: Any) -> DecisionRecord:
 
 
 def test_a_retry_is_the_same() -> None:
-    """Whatever else differs: a time, a latency, a reason."""
+    """Time, latency and reason may differ."""
     assert not differs(paid(), content_of(paid()))
     assert not differs(paid(decided=1, latency=7, reason="again"), content_of(paid()))
 
 
 @pytest.mark.parametrize("values", [{"status": "error"}, {"cost": 6}, {"cost": 0}, {"model": "n"}])
-def test_other_status_cost_or_model_is_another(values: dict[str, Any]) -> None:
-    """Zero is a cost like any other."""
+def test_another_status_cost_or_model_differs(values: dict[str, Any]) -> None:
+    """A cost of 0 is compared like any other."""
     assert differs(paid(**values), content_of(paid()))
     assert differs(paid(), content_of(paid(**values)))
 
 
 def test_a_cost_that_was_unknown_differs_from_one_that_was_sent() -> None:
-    """As of a first try that failed, and the second one that was paid."""
+    """The first attempt failed without a cost, and the second one was paid."""
     assert differs(paid(), Content("success", "m", None))
 
 
 def test_prices_are_not_compared() -> None:
-    """The tables may give another one, or none, when the same is sent again."""
+    """Prices may have changed when the same decision is sent again."""
     priced = paid(cost=4)._replace(cost_sent=False)
     assert not differs(priced, content_of(paid()))
     assert not differs(paid(cost=None)._replace(cost_sent=False), content_of(paid()))
 
 
 def test_a_model_that_counts_as_other_is_not_compared() -> None:
-    """Over the limit of names, or folded, it may have been any."""
+    """Any model may count as `other`, over the limit of names or folded."""
     assert not differs(paid(), content_of(paid(model="other")))
     assert not differs(paid(model="other"), content_of(paid()))
 
@@ -57,10 +57,10 @@ sent = st.builds(
 
 
 @given(st.lists(st.lists(sent, max_size=8), max_size=4), st.lists(sent, max_size=4))
-def test_all_that_is_not_the_first_is_a_duplicate_or_a_conflict(
+def test_conflicts_are_counted_for_each_batch(
     batches: list[list[DecisionRecord]], before: list[DecisionRecord]
 ) -> None:
-    """By batch, as if the decisions had come one by one."""
+    """The counts are those of decisions that came one after the other."""
     stored: dict[tuple[str, str], Content] = {}
     for decision in before:
         stored.setdefault(identity_of(decision), content_of(decision))

@@ -1,4 +1,4 @@
-"""The registry of connections: it counts them, passes payloads on, and closes them at the end."""
+"""Tests of the registry of connections: it counts them, passes payloads on, and closes them."""
 
 import asyncio
 import gc
@@ -22,14 +22,14 @@ from tests.support.running_services import running, until
 
 @pytest.fixture
 def fanout(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> FanoutHarness:
-    """No client is connected."""
+    """A harness without clients."""
     return FanoutHarness(store, cache, clock)
 
 
 async def test_a_connection_is_counted_and_logged(
     fanout: FanoutHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once when it comes and once when it goes, whatever its protocol is."""
+    """One line when it opens and one when it closes, with any protocol."""
     caplog.set_level(logging.INFO, "routecast.streaming.connections")
     one, other = fanout.connect(), fanout.connect_v1()
     sample = fanout.instruments.registry.get_sample_value
@@ -51,7 +51,7 @@ async def test_a_connection_is_counted_and_logged(
 
 
 async def test_nothing_holds_a_connection_that_is_closed(fanout: FanoutHarness) -> None:
-    """Of either protocol, also while others stay."""
+    """It is freed with either protocol, also while other connections stay."""
     async with fanout.running():
         stays = fanout.connect()
         gone = [fanout.connect(), fanout.connect(view=View(window="1h")), fanout.connect_v1()]
@@ -68,7 +68,7 @@ async def test_nothing_holds_a_connection_that_is_closed(fanout: FanoutHarness) 
 
 
 def test_limit_refuses() -> None:
-    """No connection is admitted over it, until one is closed."""
+    """Over the limit no connection is admitted until another one is closed."""
     manager = ConnectionManager(Instruments(), limit=2)
     connections = [FakeConnection(), FakeConnection()]
     for connection in connections:
@@ -82,7 +82,7 @@ def test_limit_refuses() -> None:
 
 
 async def test_close_says_goodbye_to_all_and_takes_no_more(fanout: FanoutHarness) -> None:
-    """1012 and when to come back, also to a client that comes meanwhile; it waits for the last."""
+    """All get 1012 and a delay to reconnect, also a late client; `close` waits for the last."""
     connections = [fanout.connect() for _ in range(120)]
     async with running(fanout.manager.close(60)) as closing:
         await until(lambda: all(connection.stopped for connection in connections))
@@ -101,16 +101,16 @@ async def test_close_says_goodbye_to_all_and_takes_no_more(fanout: FanoutHarness
         await closing
 
 
-async def test_close_waits_no_longer_than_it_may(fanout: FanoutHarness) -> None:
-    """For connections that do not end."""
+async def test_close_waits_for_a_limited_time(fanout: FanoutHarness) -> None:
+    """A connection that does not end cannot block the stop."""
     connection = fanout.connect()
     await fanout.manager.close(0.01)
     assert connection.stopped is CloseCode.RESTART
     assert fanout.manager.active == 1
 
 
-async def test_what_is_sent_is_counted(fanout: FanoutHarness) -> None:
-    """To one and to many; a payload that a full socket did not take is conflated."""
+async def test_frames_are_counted(fanout: FanoutHarness) -> None:
+    """Frames to one and to many count; a payload that a full socket refused counts as conflated."""
     connections = [fanout.connect() for _ in range(3)]
     batch = connections[0].new_batch()
     for connection in connections:

@@ -10,15 +10,15 @@ from routecast.edge.http.deadlines import BodyDeadlines, ConnectionDeadlines
 
 
 class Seen:
-    """Connections, by number, that were called late or crowded."""
+    """The numbers of connections that were called late or crowded."""
 
     def __init__(self) -> None:
         self.late: list[int] = []
         self.crowded: list[int] = []
 
 
-async def test_time_ends_in_order() -> None:
-    """One timer serves all, and a connection that came is not called late."""
+async def test_deadlines_end_in_order() -> None:
+    """One timer serves all connections, and a discarded one is never late."""
     late: asyncio.Queue[int] = asyncio.Queue()
     crowded: list[int] = []
     waiting = ConnectionDeadlines(0.01, late.put_nowait, crowded.append, max_count=9)
@@ -33,8 +33,8 @@ async def test_time_ends_in_order() -> None:
     assert not crowded
 
 
-async def test_the_oldest_makes_room() -> None:
-    """Of an address that is over its limit, its own oldest; then the oldest of all."""
+async def test_the_oldest_is_closed_for_a_new_one() -> None:
+    """It is the oldest of an address over its own limit, otherwise the oldest of all."""
     seen = Seen()
     waiting = ConnectionDeadlines(
         60, seen.late.append, seen.crowded.append, max_count=4, max_of_address=2
@@ -51,8 +51,8 @@ async def test_the_oldest_makes_room() -> None:
     assert [waiting.take_oldest() for _ in range(4)] == [3, 4, 5, None]
 
 
-async def test_an_address_that_is_limited_to_one() -> None:
-    """Its connections follow one another."""
+async def test_an_address_with_a_limit_of_one() -> None:
+    """Each of its connections displaces the one before."""
     seen = Seen()
     waiting = ConnectionDeadlines(
         60, seen.late.append, seen.crowded.append, max_count=4, max_of_address=1
@@ -75,8 +75,8 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_bytes_are_bounded_whatever_happens(steps: list[tuple[str, int, str | None, int]]) -> None:
-    """What is held adds up to what those connections hold that are there, and stays in bounds."""
+def test_bytes_are_limited_at_all_times(steps: list[tuple[str, int, str | None, int]]) -> None:
+    """`held` is the sum of all open connections, within the limits of all and of each address."""
 
     async def run() -> None:
         held: dict[int, tuple[str | None, int]] = {}

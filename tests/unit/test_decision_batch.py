@@ -1,4 +1,4 @@
-"""`DecisionBatch`: its decisions are sorted, committed and counted in the receipt."""
+"""Tests of `DecisionBatch`: its decisions are sorted, committed and counted in the receipt."""
 
 import json
 from collections.abc import Iterable
@@ -29,12 +29,12 @@ MISSING = "provider: is required"
 def ingest(
     store: SqliteStore, bus: MemoryBus, clock: HeldClock, instruments: Instruments
 ) -> Ingest:
-    """Ingest that is not running yet."""
+    """Ingest that does not run yet."""
     return Ingest(store, bus, clock, CardinalityLimiter(500, 5000), Rules(), instruments)
 
 
 def batch_of(sent: Any) -> DecisionBatch:
-    """Return a sorted batch of what a client sent."""
+    """Return a sorted batch of a client's JSON."""
     batch = DecisionBatch(pieces(json.dumps(sent).encode(), lines=False), Rules(), NOW)
     while not batch.sort():
         pass
@@ -42,13 +42,13 @@ def batch_of(sent: Any) -> DecisionBatch:
 
 
 def counted(instruments: Instruments) -> dict[str, float]:
-    """Return how many decisions had each outcome, where any had."""
+    """Return the number of decisions of each outcome that occurred."""
     (family,) = [one for one in instruments.decisions.collect() if one.name.endswith("decisions")]
     return {one.labels["outcome"]: one.value for one in family.samples if one.value}
 
 
-def test_good_ones_are_reported_from_bad_ones() -> None:
-    """Each bad one with its place, its reason and its id; a bad field is a warning."""
+def test_good_decisions_are_separated_from_bad_ones() -> None:
+    """A bad decision has its index, its reason and its id; a bad field is a warning."""
     batch = batch_of(
         [
             {**GOOD, "id": "a", "cost": -1},
@@ -69,8 +69,8 @@ def test_good_ones_are_reported_from_bad_ones() -> None:
     ]
 
 
-def test_it_is_sorted_bit_by_bit() -> None:
-    """With a look at the clock after a few; in the end it is the same."""
+def test_it_is_sorted_in_steps() -> None:
+    """It reads the clock after every few decisions; the result is that of one step."""
     sent = [{**GOOD, "id": f"d{n}"} if n % 3 else {"id": f"d{n}"} for n in range(100)]
     batch = DecisionBatch(pieces(json.dumps(sent).encode(), lines=False), Rules(), NOW)
     steps = 1
@@ -83,7 +83,7 @@ def test_it_is_sorted_bit_by_bit() -> None:
 
 
 def test_a_receipt_lists_the_first_and_counts_all() -> None:
-    """A hundred rejections, and a hundred warnings."""
+    """At most 100 rejections and 100 warnings are listed."""
     sent = [{**GOOD, "cost": -1} if n % 2 else {} for n in range(1000)]
     receipt = batch_of(sent).receipt(500, 0, Position("e", 1), {})
     assert (receipt.accepted, receipt.rejected_count, receipt.warnings_count) == (500, 500, 500)
@@ -91,8 +91,8 @@ def test_a_receipt_lists_the_first_and_counts_all() -> None:
     assert [one.index for one in receipt.warnings] == list(range(1, 201, 2))
 
 
-def test_what_a_sum_has_no_room_for_is_rejected_at_its_place() -> None:
-    """Between those that were bad before, and by its own id."""
+def test_a_decision_that_a_full_sum_refuses_is_rejected_at_its_index() -> None:
+    """It comes among the other rejections in order, with its own id."""
     sent = [{}, {**GOOD, "id": "a"}, {**GOOD, "id": "b"}, {}, {**GOOD, "id": "c"}]
     full = {("b", "default"): "cost"}
     receipt = batch_of(sent).receipt(1, 1, Position("e", 1), full)
@@ -102,19 +102,19 @@ def test_what_a_sum_has_no_room_for_is_rejected_at_its_place() -> None:
 
 
 @pytest.mark.parametrize("sent", [[{}, {"strategy": "s"}], {}])
-async def test_a_batch_of_bad_ones_is_not_committed(
+async def test_a_batch_of_bad_decisions_is_not_committed(
     ingest: Ingest, instruments: Instruments, sent: Any
 ) -> None:
-    """The error names all of them."""
+    """The error has all rejections."""
     with pytest.raises(AllRejected, match=r"index 0\): strategy: is required") as found:
         ingest.accept(batch_of(sent))
     assert counted(instruments) == {"rejected": len(found.value.rejected)}
 
 
-async def test_each_decision_is_counted_once_by_what_became_of_it(
+async def test_each_decision_is_counted_once_by_its_outcome(
     ingest: Ingest, instruments: Instruments
 ) -> None:
-    """As the receipts say; what is refused for now is counted as that, and not as rejected."""
+    """Metrics agree with the receipts; a decision refused for now counts as `refused`."""
     first = [{**GOOD, "id": "a"}, {**GOOD, "id": "b", "cost": -1}, {"id": "bad"}]
     second = [
         {**GOOD, "id": "a"},
@@ -147,10 +147,10 @@ def warnings_of(instruments: Instruments) -> Iterable[Any]:
     return family.samples
 
 
-async def test_a_client_that_left_is_counted_all_the_same(
+async def test_the_batch_of_a_client_that_left_is_committed_and_counted(
     ingest: Ingest, instruments: Instruments
 ) -> None:
-    """What it sent is committed."""
+    """A cancelled wait does not cancel the commit."""
     gone = ingest.accept(batch_of([{**GOOD, "id": "a"}]))
     gone.cancel()
     async with running(ingest.run()):
@@ -158,8 +158,8 @@ async def test_a_client_that_left_is_counted_all_the_same(
     assert counted(instruments) == {"accepted": 2}
 
 
-def test_a_body_that_cannot_be_read_is_no_batch() -> None:
-    """Nothing of it is kept."""
+def test_an_unreadable_body_is_refused() -> None:
+    """No decision of it is kept."""
     batch = DecisionBatch(pieces(b"{]", lines=False), Rules(), NOW)
     with pytest.raises(BadBody):
         batch.sort()

@@ -7,8 +7,8 @@ from routecast.core.view import parse_query
 from routecast.errors import BadParameter
 
 
-def test_session_holds_what_was_asked_for() -> None:
-    """The query's subscription; the server's interval where none was asked for."""
+def test_session_holds_the_subscription_of_the_query() -> None:
+    """Without an interval in the query, it has the server's interval."""
     session = open_session(b"window=1h", interval=7.0)
     assert session.subscription == parse_query("window=1h&interval=7")
     with pytest.raises(BadParameter, match="window"):
@@ -16,8 +16,8 @@ def test_session_holds_what_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("message", ["", "{", '{"type":"subscribe"}', b"\x00\xff", "x" * 10**6])
-def test_default_stream_ignores_whatever_the_client_sends(message: str | bytes) -> None:
-    """The first dashboards' contract."""
+def test_default_stream_ignores_all_messages_of_the_client(message: str | bytes) -> None:
+    """The contract of the first dashboards says so."""
     session = open_session(b"fields=cost")
     session.receive(message)
     assert session == open_session(b"fields=cost")

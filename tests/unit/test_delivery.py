@@ -9,12 +9,12 @@ START = 1_000_003.3
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
-def test_a_tick_of_changes_on_time_is_merged_with_none(interval: float) -> None:
-    """Nor does one come twice; and a message on time does not move it."""
+def test_a_punctual_tick_of_changes_is_not_merged(interval: float) -> None:
+    """No tick comes twice, and a punctual message does not move the next one."""
     delivery = Changes(interval, START)
     now = START
     for count in range(1000):
-        delivery._snapshot_at = now  # so that no tick comes sooner to show life
+        delivery._snapshot_at = now  # so that no early snapshot of a quiet channel is due
         tick = delivery.due(delivery.due(now))  # at the end of its rest
         now = tick + (0.0005 if count % 3 else -1e-9)
         assert delivery.is_tick(now)
@@ -27,8 +27,8 @@ def test_a_tick_of_changes_on_time_is_merged_with_none(interval: float) -> None:
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
-def test_a_tick_of_full_documents_on_time_is_merged_with_none(interval: float) -> None:
-    """Each comes one interval after the last one, at any phase."""
+def test_a_punctual_tick_of_full_documents_is_not_merged(interval: float) -> None:
+    """At any phase, each tick comes one interval after the last one."""
     for place in range(20):
         came = START + place * interval / 20
         delivery = FullDocuments(interval, phase_of(interval, came), came)

@@ -19,8 +19,8 @@ def between(changes: DirtyMinutes, after: int, until: int, epoch: str = "e") -> 
     return set(changes.between(Position(epoch, after), Position(epoch, until)))
 
 
-def test_minutes_are_those_added_to_since() -> None:
-    """However often, and whenever before."""
+def test_minutes_are_those_of_later_commits() -> None:
+    """A minute counts once, also if earlier commits added to it."""
     changes = DirtyMinutes()
     for seq, minutes in enumerate([(1, 2), (3,), (1,), (4, 3)], 5):
         changes.note(delta(seq, *minutes))
@@ -32,7 +32,7 @@ def test_minutes_are_those_added_to_since() -> None:
 
 
 def test_a_delta_that_comes_again_changes_nothing() -> None:
-    """As one does that was fetched and then heard."""
+    """A delta may be fetched and then arrive on the bus."""
     changes = DirtyMinutes()
     for seq in (1, 2, 1, 2, 3):
         changes.note(delta(seq, seq))
@@ -40,10 +40,10 @@ def test_a_delta_that_comes_again_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "until"), [(3, 7), (4, 8), (5, 8)], ids=["before", "after", "after, too"]
+    ("after", "until"), [(3, 7), (4, 8), (5, 8)], ids=["early", "late", "later"]
 )
-def test_what_is_not_known_is_a_gap(after: int, until: int) -> None:
-    """From before the first that was heard of, or to after the last."""
+def test_unknown_commits_raise_missing_deltas(after: int, until: int) -> None:
+    """The range begins before the first known commit, or ends after the last."""
     changes = DirtyMinutes()
     for seq in (5, 6, 7):
         changes.note(delta(seq, seq))
@@ -52,8 +52,8 @@ def test_what_is_not_known_is_a_gap(after: int, until: int) -> None:
         between(changes, after, until)
 
 
-def test_a_missing_commit_begins_anew() -> None:
-    """Nobody knows what it changed."""
+def test_a_missing_commit_forgets_all_before_it() -> None:
+    """The minutes of the missing commit are unknown."""
     changes = DirtyMinutes()
     for seq in (1, 2, 4):
         changes.note(delta(seq, seq))
@@ -62,8 +62,8 @@ def test_a_missing_commit_begins_anew() -> None:
         between(changes, 2, 4)
 
 
-def test_another_epoch_begins_anew() -> None:
-    """And nothing lies between two of them."""
+def test_another_epoch_forgets_all_before_it() -> None:
+    """A range between two epochs is never known."""
     changes = DirtyMinutes()
     changes.note(delta(1, 1))
     changes.note(delta(1, 2, epoch="f"))
@@ -73,8 +73,8 @@ def test_another_epoch_begins_anew() -> None:
             changes.between(Position(after, 0), Position(until, 1))
 
 
-def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All is forgotten then, which is no harm."""
+def test_the_number_of_remembered_minutes_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the limit all is forgotten, and callers read everything again."""
     monkeypatch.setattr(module, "MAX_MINUTES", 3)
     changes = DirtyMinutes()
     for seq in range(1, 5):

@@ -27,7 +27,7 @@ from routecast.server.config import Settings
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
-# Of authentication, which is not there yet; and those that are an HTTP answer before any upgrade.
+# Codes of authentication, which does not exist yet, and codes that are sent as an HTTP status.
 LATER: Final = {
     CloseCode.UNAUTHENTICATED,
     CloseCode.FORBIDDEN,
@@ -49,7 +49,7 @@ def rows(document: str) -> list[list[str]]:
     ]
 
 
-def test_every_setting_is_listed_as_it_is() -> None:
+def test_every_setting_is_documented() -> None:
     """The table of settings has each variable, its option, default and meaning, in order."""
     options = {
         {"database": "database_url", "redis": "redis_url"}.get(name, name): name
@@ -64,7 +64,7 @@ def test_every_setting_is_listed_as_it_is() -> None:
 
 
 def test_every_field_is_documented() -> None:
-    """The wire's page names each field of a decision, of the document and of the past."""
+    """`docs/protocol.md` names each field of a decision, of the document and of the history."""
     text = (ROOT / "docs/protocol.md").read_text("utf-8")
     for name in (*DecisionIn.__struct_fields__, *WINDOWS, *HISTORY_FIELDS, *GROUPS):
         assert f"`{name}`" in text, name
@@ -73,7 +73,7 @@ def test_every_field_is_documented() -> None:
 
 
 def test_every_message_is_documented() -> None:
-    """The wire's page shows each message of routecast.v1 and names all it may hold."""
+    """`docs/protocol.md` has each message of routecast.v1, and names each of its fields."""
     text = (ROOT / "docs/protocol.md").read_text("utf-8")
     for kind in (*get_args(ClientMessage), *get_args(ServerMessage)):
         assert f"`{kind.__struct_config__.tag}`" in text, kind
@@ -104,7 +104,7 @@ def without_code(text: str) -> str:
     return re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_a_target() -> None:
     """Every relative link of the documents points at a file and a heading that exist."""
     documents = [
         *ROOT.glob("*.md"),
@@ -126,7 +126,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_every_metric_is_in_the_glossary() -> None:
-    """By the name that Prometheus reads; no other is there."""
+    """The glossary has the names that Prometheus reads, and no others."""
     text = (ROOT / "docs/glossary.md").read_text("utf-8")
     listed = re.findall(r"^\| `(routecast_\w+)` \|", text, flags=re.MULTILINE)
     families = Instruments().registry.collect()
@@ -152,13 +152,13 @@ def constants() -> dict[str, list[str]]:
 
 
 def written(value: float) -> Iterator[str]:
-    """Yield the ways in which documents write a number of things, bytes, seconds or shares."""
+    """Yield the ways in which documents write a count, bytes, seconds or a share."""
     yield f"{value:,}" if isinstance(value, int) else f"{value:g}"
     for unit, size in {"MiB": 2**20, "KiB": 2**10, "%": 0.01, "ms": 0.001, "s": 1000}.items():
         yield f"{value / size:g} {unit}"
 
 
-def test_limits_are_those_of_the_code() -> None:
+def test_documented_limits_are_those_of_the_code() -> None:
     """Each row of the tables of limits has the value of every constant that it names."""
     text = (ROOT / "docs/topics/limits-and-queues.md").read_text("utf-8")
     modules = constants()
@@ -182,7 +182,7 @@ def test_limits_are_those_of_the_code() -> None:
 
 
 def test_files_that_documents_name_exist() -> None:
-    """Each path to a file or folder in the documents about the code leads to one.
+    """Each path in the documents about the code is that of a file or folder.
 
     It is relative to the repository or to `src/routecast`; a name alone is that of any file.
     """
@@ -203,8 +203,8 @@ def test_files_that_documents_name_exist() -> None:
             assert any(place.exists() for place in places), f"{document.name}: {path}"
 
 
-def test_the_tour_names_every_part_of_the_package() -> None:
-    """Its table of layers has each package and each module that is in none."""
+def test_the_architecture_names_every_part_of_the_package() -> None:
+    """The table of layers has each package, and each module outside of packages."""
     text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
     layers = text.partition("## Layers")[2].partition("\n## ")[0]
     for path in (SOURCE / "routecast").iterdir():

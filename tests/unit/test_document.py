@@ -27,7 +27,7 @@ documents = st.dictionaries(
 def test_stamped_document_is_json_with_its_timestamp_last(
     document: dict[str, Any], now: int, source: Source
 ) -> None:
-    """The document itself, then when: RFC 3339 in UTC with six decimals."""
+    """The timestamp is RFC 3339 in UTC with six decimals."""
     frame = finish(encode_document(document), now, source, POSITION)
     read = json.loads(frame.body)
     assert read == stamped(document, now)
@@ -39,7 +39,7 @@ def test_stamped_document_is_json_with_its_timestamp_last(
 
 
 def test_same_document_is_stamped_again_without_a_change() -> None:
-    """An encoding can be used for many ticks."""
+    """One encoding can be used for many ticks."""
     unterminated = encode_document({"total_decisions": 150})
     first, second = (finish(unterminated, now, Source.LIVE, POSITION) for now in (NOW, NOW + 1))
     assert first.body == b'{"total_decisions":150,"timestamp":"2026-01-31T12:34:56.789123+00:00"}'
@@ -48,12 +48,12 @@ def test_same_document_is_stamped_again_without_a_change() -> None:
 
 @pytest.mark.parametrize("now", [0, 10**6, NOW // 10**6 * 10**6])
 def test_whole_seconds_keep_their_decimals(now: int) -> None:
-    """A timestamp has one shape."""
+    """Timestamps have a fixed width."""
     assert b".000000+00:00" in finish(encode_document({}), now, Source.LIVE, POSITION).body
 
 
-def test_error_document_is_the_contracts() -> None:
-    """It says that no source could answer, and comes from none."""
+def test_error_document_is_that_of_the_contract() -> None:
+    """It says that no source could answer, and has no source."""
     frame = error_document(NOW)
     assert frame.body == (
         b'{"error":"Failed to fetch metrics","timestamp":"2026-01-31T12:34:56.789123+00:00"}'

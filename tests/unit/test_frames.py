@@ -24,7 +24,7 @@ LARGE = b'{"%s":1}' % (b"strategy" * 200)
 
 
 def client(*, inflates: bool) -> ClientProtocol:
-    """A client of another make, after its handshake."""
+    """Return a client of another implementation, after its handshake."""
     protocol = ClientProtocol(parse_uri("ws://localhost/"), state=State.OPEN)
     if inflates:
         protocol.extensions = [PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)]
@@ -40,7 +40,7 @@ def read(protocol: ClientProtocol, data: bytes) -> list[tuple[Opcode, bytes]]:
 
 @pytest.mark.parametrize("body", [SMALL, LARGE, "{“名”:1}".encode()])
 def test_every_client_reads_the_same(body: bytes) -> None:
-    """Each reads its own stream of shared bytes, again and again."""
+    """Each client can read the shared bytes again and again."""
     frame = EncodedDocument(body, None, None)
     inflating, other = client(inflates=True), client(inflates=False)
     for _ in range(3):
@@ -49,22 +49,22 @@ def test_every_client_reads_the_same(body: bytes) -> None:
 
 
 def test_bytes_are_made_once() -> None:
-    """The second connection is given the very bytes of the first."""
+    """The second connection gets the same bytes object as the first."""
     frame = EncodedDocument(LARGE, None, None)
     assert deflated(frame) is deflated(frame)
     assert plain(frame) is plain(frame)
 
 
-def test_only_what_gains_is_deflated() -> None:
-    """A small frame is sent as it is to everybody; a large one shrinks."""
+def test_only_large_frames_are_deflated() -> None:
+    """A small frame is sent plain to all clients; a large one becomes smaller."""
     assert len(SMALL) < DEFLATE_FROM < len(LARGE)
     small, large = EncodedDocument(SMALL, None, None), EncodedDocument(LARGE, None, None)
     assert deflated(small) is plain(small)
     assert len(deflated(large)) < len(plain(large)) / 2
 
 
-def test_the_usual_answer_to_a_ping_is_known_by_its_look() -> None:
-    """A client's pong, which is most of what it ever sends, needs no parser."""
+def test_the_usual_answer_to_a_ping_is_known_by_its_bytes() -> None:
+    """Most of what clients send are such pongs, so they need no parser."""
     protocol = client(inflates=False)
     read(protocol, PING)
     (answer,) = protocol.data_to_send()

@@ -32,7 +32,7 @@ async def send_through(
 
 
 class Seen:
-    """An application that notes what it is asked."""
+    """An application that records the scope of a request."""
 
     def __init__(self, answer: ASGIApp | None = None) -> None:
         self.scope: Scope = {}
@@ -49,7 +49,7 @@ HOST = (b"host", b"127.0.0.1:8000")
 
 @pytest.mark.parametrize(("kind", "scheme"), [("http", "https"), ("websocket", "wss")])
 async def test_the_scope_has_the_clients_address_and_scheme(kind: str, scheme: str) -> None:
-    """As `Proxies` finds them, for whatever kind of request."""
+    """`Proxies` finds both, for each kind of request."""
     seen = Seen()
     forwarded = [(b"x-forwarded-for", b"[2001:DB8::1]:4711"), (b"x-forwarded-proto", b"https")]
     await send_through(seen, kind, HOST, *forwarded, scheme="http")
@@ -57,8 +57,8 @@ async def test_the_scope_has_the_clients_address_and_scheme(kind: str, scheme: s
     assert seen.scope["scheme"] == scheme
 
 
-async def test_a_scope_without_news_is_passed_on_as_it_is() -> None:
-    """The port of a client that comes directly is its own."""
+async def test_a_scope_without_forwarded_fields_is_passed_on_unchanged() -> None:
+    """A client that connects directly keeps its port."""
     seen = Seen()
     await send_through(seen, "http", HOST, scheme="http")
     assert (seen.scope["client"], seen.scope["scheme"]) == (("127.0.0.1", 5), "http")
@@ -77,10 +77,10 @@ async def test_a_scope_without_news_is_passed_on_as_it_is() -> None:
         ([], "2", b"200"),
     ],
 )
-async def test_a_request_is_for_this_server(
+async def test_only_requests_for_this_server_pass(
     hosts: list[bytes], version: str, status: bytes
 ) -> None:
-    """Or it never reaches the application."""
+    """Other requests never reach the application."""
     seen = Seen(PlainTextResponse("fine"))
     fields = [(b"host", host) for host in hosts]
     answer = dict(await send_through(seen, "http", *fields, http_version=version))
@@ -89,14 +89,14 @@ async def test_a_request_is_for_this_server(
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-Content-Type-Options": "nosniff"}])
-async def test_every_answer_is_what_it_says(headers: dict[str, str]) -> None:
-    """Also those of the framework; said once."""
+async def test_every_answer_has_nosniff_once(headers: dict[str, str]) -> None:
+    """Answers of the framework have it, too."""
     answer = await send_through(Seen(JSONResponse({}, headers=headers)), "http", HOST)
     assert [value for name, value in answer if name == b"x-content-type-options"] == [b"nosniff"]
 
 
 async def test_a_lifespan_passes() -> None:
-    """It is no request."""
+    """A lifespan is no request."""
     seen = Seen()
     await send_through(seen, "lifespan")
     assert seen.scope["type"] == "lifespan"

@@ -1,4 +1,4 @@
-"""`Handshakes`: one object serves all clients, and keeps nothing from one request to the next."""
+"""`Handshakes`: one object serves all clients, and a request does not change later answers."""
 
 from base64 import b64encode
 from hashlib import sha1
@@ -17,7 +17,7 @@ Lines = list[tuple[str, str]]
 
 
 def lines(name: str, *values: str) -> st.SearchStrategy[Lines]:
-    """Draw a header that may be missing, or be there with one of some values."""
+    """Draw a header field that is absent, or has one of some values."""
     return st.sampled_from([[], *([(name, value)] for value in values)])
 
 
@@ -49,14 +49,14 @@ def answer(handshakes: Handshakes, request: Lines) -> Agreement:
     return handshakes.answer(asked(request))
 
 
-def told(agreement: Agreement) -> object:
-    """Return all that an answer tells, but for its date."""
+def parts_of(agreement: Agreement) -> object:
+    """Return all parts of an answer except its date."""
     lines = [line for line in agreement.answer.split(b"\r\n") if not line.startswith(b"Date: ")]
     return lines, agreement[1:]
 
 
 def headers(agreement: Agreement) -> Headers:
-    """Return the headers of an answer that says 101."""
+    """Return the headers of an answer with status 101."""
     head, _, body = agreement.answer.decode().partition("\r\n\r\n")
     status, *lines = head.split("\r\n")
     assert (status, body, agreement.accepted) == ("HTTP/1.1 101 Switching Protocols", "", True)
@@ -65,16 +65,16 @@ def headers(agreement: Agreement) -> Headers:
 
 @given(st.lists(requests, min_size=1, max_size=6), st.booleans())
 def test_it_answers_as_if_each_request_were_the_first(crowd: list[Lines], compress: bool) -> None:
-    """As `websockets` answers the whole request, whatever is remembered of others."""
+    """Each answer is the one that `websockets` makes from the whole request alone."""
     one = Handshakes(SPOKEN, compress=compress)
     for request in crowd:
         fresh = Handshakes(SPOKEN, compress=compress)
-        assert told(answer(one, request)) == told(fresh.negotiate(asked(request).fields))
+        assert parts_of(answer(one, request)) == parts_of(fresh.negotiate(asked(request).fields))
 
 
 @given(st.lists(st.binary(min_size=16, max_size=16), min_size=2, max_size=4))
 def test_each_key_has_its_own_answer(nonces: list[bytes]) -> None:
-    """RFC 6455, 4.2.2, however often the same was agreed on before."""
+    """The answer is that of RFC 6455, 4.2.2, also for terms that are remembered."""
     handshakes = Handshakes(SPOKEN, compress=True)
     for nonce in nonces:
         key = b64encode(nonce)
@@ -83,8 +83,8 @@ def test_each_key_has_its_own_answer(nonces: list[bytes]) -> None:
         assert headers(agreement)["Sec-WebSocket-Accept"] == b64encode(digest).decode()
 
 
-def test_what_is_remembered_has_a_bound() -> None:
-    """However many things are asked for; what was forgotten is agreed on as before."""
+def test_the_number_of_remembered_terms_is_limited() -> None:
+    """Forgotten terms are agreed on again."""
     handshakes = Handshakes(SPOKEN, compress=True)
     for number in range(2 * REMEMBERED_TERMS):
         wanted = [*UPGRADE, KEY, ("Sec-WebSocket-Extensions", f"x-{number}")]
@@ -92,7 +92,7 @@ def test_what_is_remembered_has_a_bound() -> None:
     assert handshakes.remembered == REMEMBERED_TERMS
 
 
-def test_what_is_agreed_on() -> None:
+def test_the_agreed_subprotocol_and_compression() -> None:
     handshakes = Handshakes(SPOKEN, compress=True)
     offer = [*UPGRADE, KEY, ("Sec-WebSocket-Extensions", "permessage-deflate")]
 
@@ -102,23 +102,23 @@ def test_what_is_agreed_on() -> None:
     assert agreement.subprotocol == "routecast.v1.json" == response["Sec-WebSocket-Protocol"]
     assert agreement[3:] == (True, True, True)
 
-    # The default stream's frames are made once for all: each stands alone.
+    # Frames of the default stream are shared, so a client can read each of them alone.
     agreement = answer(handshakes, offer)
     assert agreement.subprotocol is None
     assert "Sec-WebSocket-Protocol" not in headers(agreement)
     assert agreement[3:] == (True, True, False)
 
-    # A window of its own would make frames of its own.
+    # A window size of its own would need frames of its own.
     small = ("Sec-WebSocket-Extensions", "permessage-deflate; server_max_window_bits=10")
     assert answer(handshakes, [*UPGRADE, KEY, small])[3:] == (True, False, False)
 
     assert answer(Handshakes(SPOKEN, compress=False), offer)[3:] == (False, False, False)
-    # Nothing of these is in a refusal.
+    # A refusal agrees on nothing.
     assert answer(handshakes, [*offer, KEY])[1:] == (False, None, False, False, False)
 
 
-def test_a_request_keeps_its_fields_as_they_came() -> None:
-    """Bytes beyond ASCII are ISO-8859-1; a field may come twice."""
+def test_a_request_has_its_fields_unchanged() -> None:
+    """Bytes beyond ASCII are read as ISO-8859-1; a field may come twice."""
     fields = [(b"x-a", b"1"), (b"host", b"h\xe9"), (b"x-a", b"2")]
     request = UpgradeRequest("GET", b"/ws/metrics?x=%20\xff", fields)
     assert request.get_all(b"x-a") == ["1", "2"]

@@ -9,15 +9,15 @@ HOST = (b"host", b"localhost:8000")
 
 
 @pytest.mark.parametrize("name", sorted(ONCE))
-def test_a_field_that_may_come_once(name: bytes) -> None:
-    """Twice it is refused by name, be the values equal or not."""
+def test_a_field_that_must_not_come_twice(name: bytes) -> None:
+    """The error has the field's name, also if both values are equal."""
     for second in (b"a", b"b"):
         with pytest.raises(BadHead, match=name.decode().title()):
             read_fields([HOST, (name, b"a"), (b"x", b"y"), (name, second)], "1.1")
 
 
 def test_other_fields_may_come_more_than_once() -> None:
-    """The last one counts, as in any dictionary."""
+    """The last value counts."""
     fields = read_fields([HOST, (b"accept", b"a"), (b"accept", b"b")], "1.1")
     assert fields == {b"host": b"localhost:8000", b"accept": b"b"}
 
@@ -47,8 +47,8 @@ def test_a_request_without_host(version: str) -> None:
         b"[fe80::1%eth0]:80",
     ],
 )
-def test_a_good_host(host: bytes) -> None:
-    """Names, addresses and ports as RFC 3986 has them."""
+def test_a_good_host_is_accepted(host: bytes) -> None:
+    """Names, addresses and ports have the syntax of RFC 3986."""
     assert read_fields([(b"host", host)], "1.1") == {b"host": host}
 
 
@@ -73,7 +73,7 @@ def test_a_good_host(host: bytes) -> None:
         b"a" * 301,
     ],
 )
-def test_a_bad_host(host: bytes) -> None:
-    """What is no host is refused, whatever a proxy would make of it."""
+def test_a_bad_host_is_refused(host: bytes) -> None:
+    """It is refused also if a proxy would accept it."""
     with pytest.raises(BadHead, match="Host"):
         read_fields([(b"host", host)], "1.1")

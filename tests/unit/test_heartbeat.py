@@ -40,7 +40,7 @@ def heartbeat(timers: HeldTimers) -> Heartbeat:
 
 
 def go(timers: HeldTimers, seconds: float) -> None:
-    """Move the clock on; all timers on the way ring."""
+    """Move the clock forward, and run all timers that become due."""
     end = timers.moment + seconds
     while (pending := timers.pending()) and pending[0] <= end:
         timers.go_to(max(pending[0], timers.moment))
@@ -50,7 +50,7 @@ def go(timers: HeldTimers, seconds: float) -> None:
 def test_each_connection_is_pinged_every_20_seconds(
     timers: HeldTimers, heartbeat: Heartbeat
 ) -> None:
-    """Whenever it came, and however many others there are."""
+    """The gap is never longer, with any number of connections."""
     connections = []
     for _ in range(3 * SLOT_SIZE):
         connection = Pinged(timers)
@@ -67,7 +67,7 @@ def test_each_connection_is_pinged_every_20_seconds(
 
 
 def test_a_silent_connection_is_aborted(timers: HeldTimers, heartbeat: Heartbeat) -> None:
-    """Once the time for an answer is over, and no other is."""
+    """It is aborted when the time for an answer is over, and no other connection is."""
     connections = [Pinged(timers) for _ in range(200)]
     for connection in connections:
         heartbeat.add(connection)
@@ -84,20 +84,20 @@ def test_a_silent_connection_is_aborted(timers: HeldTimers, heartbeat: Heartbeat
 
 
 def test_an_answer_that_is_read_late_counts(timers: HeldTimers, heartbeat: Heartbeat) -> None:
-    """After a hold-up of the process, what came in meanwhile is read before it is judged."""
+    """After a delay of the process, received bytes are read before connections are aborted."""
     connection = Pinged(timers)
     connection.is_silent = True
     heartbeat.add(connection)
     while not connection.pings:
         timers.go_to(timers.pending()[0])
-    timers.go_to(timers.pending()[0] + 60)  # all that was due rings; then the socket is read
+    timers.go_to(timers.pending()[0] + 60)  # due timers run; then the socket is read
     connection.awaits_pong = False
     go(timers, 0)
     assert connection.aborted is None
 
 
-def test_crowds_are_not_pinged_at_once(timers: HeldTimers, heartbeat: Heartbeat) -> None:
-    """At most a slot, and slots are spread over the interval."""
+def test_many_connections_are_not_pinged_at_once(timers: HeldTimers, heartbeat: Heartbeat) -> None:
+    """At most one slot is pinged at a time, and slots are spread over the interval."""
     connections = [Pinged(timers) for _ in range(20 * SLOT_SIZE)]
     for connection in connections:
         heartbeat.add(connection)
@@ -109,8 +109,8 @@ def test_crowds_are_not_pinged_at_once(timers: HeldTimers, heartbeat: Heartbeat)
     assert max(gaps) < PING_SECONDS / 6
 
 
-def test_slots_that_became_sparse_are_merged(timers: HeldTimers, heartbeat: Heartbeat) -> None:
-    """So that few connections cost few timers; those that stay are pinged in time all along."""
+def test_slots_with_few_connections_are_merged(timers: HeldTimers, heartbeat: Heartbeat) -> None:
+    """Few connections then cost few timers, and are still pinged in time."""
     connections = [Pinged(timers) for _ in range(10 * SLOT_SIZE)]
     for connection in connections:
         heartbeat.add(connection)
@@ -129,7 +129,7 @@ def test_slots_that_became_sparse_are_merged(timers: HeldTimers, heartbeat: Hear
 
 
 def test_an_idle_server_has_no_timer(timers: HeldTimers, heartbeat: Heartbeat) -> None:
-    """Nor has one whose connections all left, at any moment."""
+    """A server whose connections all left has no timer either, at any moment."""
     for seconds in (0.0, PING_SECONDS, PING_SECONDS + PONG_SECONDS / 2):
         assert not timers.pending()
         connection = Pinged(timers)
@@ -142,7 +142,7 @@ def test_an_idle_server_has_no_timer(timers: HeldTimers, heartbeat: Heartbeat) -
 
 
 def test_after_a_long_pause_there_is_one_ping(timers: HeldTimers, heartbeat: Heartbeat) -> None:
-    """Not one for each that was missed while the machine slept."""
+    """Pings that were missed while the machine slept are not repeated."""
     connection = Pinged(timers)
     heartbeat.add(connection)
     timers.go_to(START + 3_600)

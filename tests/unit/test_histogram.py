@@ -35,7 +35,7 @@ def count(values: Sequence[int]) -> dict[int, int]:
 
 
 def test_edges_are_rising_integers_over_the_whole_range() -> None:
-    """From 0 to the greatest latency the contract lets in, 7 days."""
+    """They go from 0 to the largest latency of the contract, 7 days."""
     assert all(type(edge) is int for edge in EDGES)
     assert all(low < high for low, high in pairwise(EDGES))
     assert EDGES[0] == 0
@@ -43,8 +43,8 @@ def test_edges_are_rising_integers_over_the_whole_range() -> None:
     assert len(EDGES) < 1000
 
 
-def test_edges_stay_what_they_are() -> None:
-    """Histograms are stored by bin number: an edge that moved would change their meaning."""
+def test_edges_never_change() -> None:
+    """Stored histograms have bin numbers, whose meaning would change with an edge."""
     assert EDGES[:8] == (0, 1, 2, 3, 4, 5, 6, 7)
     assert [EDGES[100], EDGES[300], EDGES[-1]] == [718, 1_865_346, 615_976_314_708]
     assert len(EDGES) == 625
@@ -54,14 +54,14 @@ def test_edges_stay_what_they_are() -> None:
 @example(0)
 @example(WEEK)
 def test_value_is_in_its_bin(latency: int) -> None:
-    """A bin holds the values from its edge up to the next."""
+    """A bin holds the values from its edge up to the next one."""
     number = bin_of(latency)
     assert EDGES[number] <= latency < EDGES[number + 1]
 
 
 @given(latencies)
-def test_middle_is_within_two_percent_of_the_whole_bin(latency: int) -> None:
-    """Whatever value of a bin is meant; 0 has a bin of its own."""
+def test_middle_is_within_two_percent_of_each_value_of_its_bin(latency: int) -> None:
+    """0 has a bin of its own."""
     found = Fraction(middle(bin_of(latency)))
     assert abs(found - latency) * 100 <= 2 * latency
 
@@ -76,13 +76,13 @@ def test_percentiles_are_within_two_percent_of_nearest_rank(values: list[int], p
 
 
 def test_percentiles_of_nothing_are_none() -> None:
-    """Null is not zero."""
+    """An unknown percentile is None, and not 0."""
     assert percentiles({}, [50, 95, 99]) == [None, None, None]
 
 
 @given(st.lists(latencies), st.lists(latencies))
-def test_adding_bins_is_counting_together(left: list[int], right: list[int]) -> None:
-    """Histograms merge without loss, also into an empty one; what was added stays as it is."""
+def test_adding_bins_equals_counting_all_values(left: list[int], right: list[int]) -> None:
+    """Histograms merge without loss, also into an empty one; the added one is not changed."""
     merged, added = count(left), count(right)
     add_bins(merged, added)
     assert merged == count(left + right)
@@ -94,15 +94,15 @@ close = st.integers(100_000, 9_000_000)  # over a hundred bins
 
 
 @given(st.lists(latencies) | st.lists(close, min_size=40))
-def test_pack_comes_back(values: list[int]) -> None:
-    """Bytes for the database; none for an empty histogram."""
+def test_unpack_returns_what_pack_got(values: list[int]) -> None:
+    """An empty histogram has no bytes."""
     bins = count(values)
     assert unpack(pack(bins)) == bins
     assert bool(pack(bins)) == bool(values)
 
 
 def test_busy_histograms_are_packed_densely() -> None:
-    """A thousand times as many latencies take a byte or two for each of their bins, no more."""
+    """Many latencies take one or two bytes for each bin."""
     bins = dict.fromkeys(range(250, 400), 7)
     assert len(pack(bins)) < 160
     sparse = dict.fromkeys(range(0, 600, 4), 7)
@@ -111,7 +111,7 @@ def test_busy_histograms_are_packed_densely() -> None:
 
 @pytest.mark.parametrize("garbage", [b"\xc1", b"\x90", b"\x81\x01", b"\x81\xa1a\x01", b"hello"])
 def test_unpack_refuses_what_pack_did_not_write(garbage: bytes) -> None:
-    """A damaged histogram is an error, not a guess."""
+    """A damaged histogram raises an error."""
     with pytest.raises(ValueError):
         unpack(garbage)
 
@@ -124,7 +124,7 @@ histograms = st.dictionaries(st.integers(0, len(EDGES) - 2), few | counts, max_s
 
 @given(histograms)
 def test_packed_counts_come_back(bins: dict[int, int]) -> None:
-    """Whatever they are; with two bytes a bin where all together need no more."""
+    """Any counts come back; a bin takes two bytes if the sum of all counts fits into them."""
     packed = pack_counts(bins)
     assert unpack_counts(packed) == bins
     if bins and sum(bins.values()) < 2**16:
@@ -133,14 +133,14 @@ def test_packed_counts_come_back(bins: dict[int, int]) -> None:
 
 @pytest.mark.parametrize("garbage", [b"", b"\1", b"\1\4\0", b"\1\0\0\0\0", b"\1\xff\0\0"])
 def test_unpack_counts_refuses_what_pack_counts_did_not_write(garbage: bytes) -> None:
-    """As `unpack` does."""
+    """A damaged histogram raises an error, as in `unpack`."""
     with pytest.raises(ValueError):
         unpack_counts(garbage)
 
 
 @given(st.lists(histograms, max_size=5), st.booleans())
-def test_many_are_added_as_one_great_integer(added: list[dict[int, int]], at_once: bool) -> None:
-    """As bin by bin, and with the same percentiles; whether all there will be is known or not."""
+def test_packed_sums_equal_sums_of_bins(added: list[dict[int, int]], at_once: bool) -> None:
+    """Percentiles are equal, too, whether the final total is known from the start or not."""
     bins: dict[int, int] = {}
     lanes, total, whole = PackedHistogramSum(), 0, sum(sum(one.values()) for one in added)
     for one in added:
@@ -153,7 +153,7 @@ def test_many_are_added_as_one_great_integer(added: list[dict[int, int]], at_onc
 
 
 def test_wide_counts_are_added_to_narrow_ones() -> None:
-    """Four bytes for each are read whatever they count, as they once were always written."""
+    """Older versions wrote four bytes for every count; they are still read."""
     wide = struct.pack("<H3I", 200, 1, 0, 65_000)
     lanes = PackedHistogramSum()
     lanes.add(pack_counts({199: 7, 202: 5}), 12)

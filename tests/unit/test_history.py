@@ -1,4 +1,4 @@
-"""The history service: one read for equal queries, and no answer that is out of date."""
+"""Tests of the history service: one read for equal queries, and no outdated answers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -40,7 +40,7 @@ class GatedStore(SqliteStore):
 
 
 class Node:
-    """A store, live state that follows at once, and the service over them."""
+    """A store, live state that follows at once, and a history service on both."""
 
     def __init__(self, path: Path, clock: HeldClock) -> None:
         self.store = GatedStore(path)
@@ -77,22 +77,22 @@ async def node(path: Path, clock: HeldClock) -> AsyncIterator[Node]:
     await made.store.close()
 
 
-async def test_a_crowd_costs_one_read(node: Node) -> None:
-    """Those who come while it is waited for, and those who come later."""
+async def test_many_equal_queries_cost_one_read(node: Node) -> None:
+    """They share it while it runs and afterwards."""
     node.store.gate.clear()
     crowd = [asyncio.create_task(node.count()) for _ in range(100)]
     await until(lambda: node.store.reads == 1)
     node.store.gate.set()
     assert await asyncio.gather(*crowd) == [1] * 100
     assert await node.count() == 1
-    # Equal buckets are an equal wish.
+    # Queries with equal buckets are equal.
     node.clock.moment += MINUTE
     assert await node.count(history_query(start=NOW - DAY + 1, end=NOW - 1, points=30)) == 1
     assert node.store.reads == 1
 
 
-async def test_what_was_acknowledged_is_in_the_answer(node: Node) -> None:
-    """For whoever asks after it, be it while an older read is under way."""
+async def test_an_answer_has_all_acknowledged_decisions(node: Node) -> None:
+    """A query never shares a read that began before the newest acknowledged commit."""
     assert await node.count() == 1
     await node.commit(2)
     node.store.gate.clear()
@@ -108,7 +108,7 @@ async def test_what_was_acknowledged_is_in_the_answer(node: Node) -> None:
 
 
 async def test_large_answers_are_not_kept(node: Node) -> None:
-    """They take megabytes each; those who wait for one still share it."""
+    """They take megabytes each; clients that wait at the same time share one."""
     large = history_query(start=NOW - 40 * DAY, end=NOW, points=2_000, fields=HISTORY_FIELDS)
     answer = await node.history.answer(large)
     assert answer.values > MANY_VALUES
@@ -119,13 +119,13 @@ async def test_large_answers_are_not_kept(node: Node) -> None:
     assert node.store.reads == 3
 
 
-async def test_the_values_kept_have_a_bound(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all answers together; the least lately used goes first."""
+async def test_kept_values_are_limited(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is for all answers together; the least recently used one is dropped first."""
     queries = [history_query(start=NOW - n * DAY, end=NOW, points=30) for n in (1, 2, 3)]
     sizes = [(await node.history.answer(query)).values for query in queries]
     assert node.store.reads == 3
     monkeypatch.setattr(module, "MAX_KEPT_VALUES", sum(sizes))
-    await node.count(queries[0])  # the second is now the one used longest ago
+    await node.count(queries[0])  # the second is now the least recently used
     assert node.store.reads == 3
     await node.count(history_query(start=NOW - HOUR, end=NOW, points=2))
     await node.count(queries[2])
@@ -135,8 +135,8 @@ async def test_the_values_kept_have_a_bound(node: Node, monkeypatch: pytest.Monk
     assert node.store.reads == 5
 
 
-async def test_answers_that_a_commit_came_after_are_let_go(node: Node) -> None:
-    """As soon as there is a newer one, of whatever query."""
+async def test_outdated_answers_are_dropped(node: Node) -> None:
+    """All older answers are dropped as soon as one query is answered at a newer position."""
     queries = [history_query(start=NOW - n * DAY, end=NOW, points=30) for n in range(1, 6)]
     for query in queries:
         await node.count(query)
@@ -146,15 +146,15 @@ async def test_answers_that_a_commit_came_after_are_let_go(node: Node) -> None:
     assert len(node.history._kept) == 1
 
 
-async def test_without_live_state_the_database_is_asked(node: Node) -> None:
-    """Each time: nobody knows whether something came."""
+async def test_without_live_state_each_query_reads_the_database(node: Node) -> None:
+    """Without live state the service does not know whether decisions were added."""
     node.snapshot = None
     assert [await node.count(), await node.count()] == [1, 1]
     assert node.store.reads == 2
 
 
-async def test_few_read_at_a_time(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others wait for their turn, up to a number; one more is refused, and can come again."""
+async def test_reads_at_a_time_are_limited(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others wait, up to a limit; a query over it is refused, and can be sent again."""
     monkeypatch.setattr(module, "MAX_WAITING_READS", 3)
     node.store.gate.clear()
     queries = [history_query(start=NOW - n * DAY, end=NOW) for n in range(1, 7)]
@@ -171,8 +171,10 @@ async def test_few_read_at_a_time(node: Node, monkeypatch: pytest.MonkeyPatch) -
     assert await node.count(queries[5]) == 1
 
 
-async def test_a_turn_rests_after_a_long_read(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has many long histories read leaves the database to commits most of the time."""
+async def test_reading_pauses_after_a_long_read(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many long histories leave the database to commits most of the time."""
     monkeypatch.setattr(module, "LONG_SECONDS", 0.0)
     rests: list[float] = []
     loop = asyncio.get_running_loop()
@@ -190,8 +192,8 @@ async def test_a_turn_rests_after_a_long_read(node: Node, monkeypatch: pytest.Mo
     assert all(0 < rest <= 3 * (loop.time() - began) for rest in rests)
 
 
-async def test_who_gives_up_does_not_spoil_it_for_others(node: Node) -> None:
-    """The read goes on for those who wait for it."""
+async def test_a_client_that_gives_up_does_not_cancel_a_shared_read(node: Node) -> None:
+    """The read goes on for the others that wait for it."""
     node.store.gate.clear()
     impatient, patient = (asyncio.create_task(node.count()) for _ in range(2))
     await until(lambda: node.store.reads == 1)
@@ -201,8 +203,8 @@ async def test_who_gives_up_does_not_spoil_it_for_others(node: Node) -> None:
     assert impatient.cancelled()
 
 
-async def test_a_database_that_is_away_is_unavailable(node: Node) -> None:
-    """For all who wait; nothing of it stays when it is back."""
+async def test_a_failed_read_is_unavailable_for_all_that_wait(node: Node) -> None:
+    """The failure is not kept when the database is back."""
     node.snapshot = None
     with broken(node.store.path):
         failed = await asyncio.gather(*(node.count() for _ in range(3)), return_exceptions=True)
@@ -210,8 +212,8 @@ async def test_a_database_that_is_away_is_unavailable(node: Node) -> None:
     assert await node.count() == 1
 
 
-async def test_minutes_that_are_gone_are_reported_by_the_hour(node: Node) -> None:
-    """In as few points as that takes."""
+async def test_a_range_without_minutes_has_hours(node: Node) -> None:
+    """The answer has as few points as hours need."""
     query = history_query(start=NOW - 2 * HOUR, end=NOW, points=300)
     assert (await node.history.answer(query)).buckets.step == 60
     while await node.store.prune(decisions_before=0, minutes_before=NOW + DAY, limit=100):
@@ -221,10 +223,10 @@ async def test_minutes_that_are_gone_are_reported_by_the_hour(node: Node) -> Non
     assert (answer.buckets.step, counted(answer)) == (3600, 1)
 
 
-async def test_large_answers_are_made_beside_the_loop(
+async def test_large_answers_are_made_in_a_thread(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And are the same."""
+    """They equal those made on the event loop."""
     answer = await node.history.answer(HOURLY)
     monkeypatch.setattr(module, "MANY_VALUES", 0)
     node.snapshot = None
@@ -232,7 +234,7 @@ async def test_large_answers_are_made_beside_the_loop(
 
 
 async def test_a_bad_range_is_refused_before_anything_is_read(node: Node) -> None:
-    """By name."""
+    """The error has the parameter's name."""
     with pytest.raises(BadParameter, match="from: must be before"):
         await node.history.answer(history_query(start=NOW + HOUR))
     assert node.store.reads == 0

@@ -1,4 +1,4 @@
-"""Limits of histories: few for each client, and few bytes in all."""
+"""Limits of histories: the number for each client, and the bytes of all."""
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
@@ -23,8 +23,8 @@ def small(number: int) -> HistoryQuery:
     return history_query(points=1 + number)
 
 
-async def test_one_client_has_few_and_leaves_room_for_others() -> None:
-    """Different ones count; equal ones are read once, so a crowd at one address may ask."""
+async def test_one_client_has_a_limited_number_of_histories() -> None:
+    """Different ones count; equal ones are read once, so many clients at one address may ask."""
     admission = HistoryLimits()
     async with AsyncExitStack() as under_way:
         for number in range(module.MAX_EACH):
@@ -39,7 +39,7 @@ async def test_one_client_has_few_and_leaves_room_for_others() -> None:
 
 
 async def test_addresses_of_one_subnet_are_one_client_over_http() -> None:
-    """Whoever has one address of a /64 has all of them."""
+    """A client with one address of a /64 has all of them."""
     asked, go_on = asyncio.Semaphore(0), asyncio.Event()
 
     async def answer(query: HistoryQuery) -> HistoryResponse:
@@ -70,7 +70,7 @@ async def test_addresses_of_one_subnet_are_one_client_over_http() -> None:
 
 
 async def test_large_answers_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One client's do not take the room of others; when one is sent, the next may come."""
+    """Those of one client leave room for others; the end of one makes room for the next."""
     monkeypatch.setattr(module, "MAX_BYTES_EACH", 2 * most_bytes(LARGE))
     admission = HistoryLimits()
     let_go, inside = asyncio.Event(), []
@@ -83,7 +83,7 @@ async def test_large_answers_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> N
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(ask("greedy")) for _ in range(3)]
         tasks.append(group.create_task(ask("other")))
-        while len(inside) < 3:  # noqa: ASYNC110  # -- two of the one, and the other's
+        while len(inside) < 3:  # noqa: ASYNC110  # -- two of one client, and the other's
             await asyncio.sleep(0)
         for _ in range(20):
             await asyncio.sleep(0)
@@ -93,10 +93,10 @@ async def test_large_answers_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> N
     assert not admission._bytes.total()
 
 
-async def test_who_waits_too_long_is_reported_when_to_come_back(
+async def test_a_client_that_waits_too_long_is_refused_with_a_delay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And who gives up leaves nothing behind."""
+    """A client that gives up while it waits leaves nothing behind."""
     monkeypatch.setattr(module, "MAX_ANSWER_BYTES", most_bytes(LARGE))
     monkeypatch.setattr(module, "MAX_BYTES_EACH", most_bytes(LARGE))
     admission = HistoryLimits()

@@ -1,4 +1,4 @@
-"""History subscriptions: answers come one at a time, and then follow."""
+"""History subscriptions: answers come one at a time, and then updates follow."""
 
 import asyncio
 import json
@@ -29,16 +29,16 @@ class HistoryConnection(FakeConnection):
     """A connection of routecast.v1 whose client asks for histories."""
 
     def history_ids(self) -> list[str]:
-        """Return the ids of the histories that came."""
+        """Return the ids of the histories that were received."""
         return [message["id"] for message in self.received() if message["type"] == "history"]
 
     def received(self) -> list[dict[str, Any]]:
-        """Return all that came but answers."""
+        """Return all received messages except replies."""
         return [json.loads(payload.body) for payload in self.sent]
 
     @property
     def waits(self) -> bool:
-        """Whether a history waits for room."""
+        """Whether a history waits for room in the socket."""
         assert isinstance(self.peer, V1Peer)
         return self.peer.has_pending
 
@@ -73,7 +73,7 @@ class HistoryHarness:
 async def harness(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> HistoryHarness:
-    """Nobody has asked yet; the live state is the store's."""
+    """A harness without queries, whose live state is that of the store."""
     monkeypatch.setattr(module, "BUCKET_POLL_SECONDS", 0.01)
     fanout = FanoutHarness(store, cache, clock)
     fanout.snapshot = await store.load(NOW)
@@ -82,20 +82,20 @@ async def harness(
 
 @pytest.fixture
 def connection(harness: HistoryHarness) -> HistoryConnection:
-    """A connection."""
+    """A connection of routecast.v1."""
     return harness.connect()
 
 
 async def settled(reached: Callable[[], bool]) -> None:
-    """Return when something is so, and has stayed so for a while."""
+    """Return when a condition holds, and has held for a while."""
     await until(reached)
     for _ in range(20):
         await asyncio.sleep(0.005)
         assert reached()
 
 
-async def test_one_is_reported_after_the_other(connection: HistoryConnection) -> None:
-    """In the order they were asked for; then their ids are free again."""
+async def test_histories_are_sent_one_after_the_other(connection: HistoryConnection) -> None:
+    """They come in the order of their requests; after that their ids are free again."""
     for identity in "abcd":
         connection.request(id=identity, type="history")
     await until(lambda: connection.history_ids() == list("abcd"))
@@ -103,8 +103,8 @@ async def test_one_is_reported_after_the_other(connection: HistoryConnection) ->
     await until(lambda: connection.history_ids() == list("abcda"))
 
 
-async def test_a_large_answer_is_prepared_beside_everything_else(harness: HistoryHarness) -> None:
-    """In another thread: it is compressed there. A small one is not worth it."""
+async def test_a_large_answer_is_prepared_in_a_thread(harness: HistoryHarness) -> None:
+    """The thread compresses it; a small answer is not prepared."""
     threads = []
 
     class Noting(HistoryConnection):
@@ -122,8 +122,8 @@ async def test_a_large_answer_is_prepared_beside_everything_else(harness: Histor
     assert threading.main_thread() not in threads
 
 
-async def test_what_finds_no_room_waits_for_it(connection: HistoryConnection) -> None:
-    """And nothing else is read meanwhile; who unsubscribes is not told at all."""
+async def test_a_history_without_room_waits(connection: HistoryConnection) -> None:
+    """No other history is read meanwhile, and one that was unsubscribed is not sent."""
     connection.is_open = False
     for identity in "abc":
         connection.request(id=identity, type="history")
@@ -133,8 +133,10 @@ async def test_what_finds_no_room_waits_for_it(connection: HistoryConnection) ->
     await settled(lambda: connection.history_ids() == ["a", "c"])
 
 
-async def test_what_is_left_while_it_waits_is_not_sent(connection: HistoryConnection) -> None:
-    """Not even when its id is another's by then."""
+async def test_a_history_that_is_left_while_it_waits_is_not_sent(
+    connection: HistoryConnection,
+) -> None:
+    """It is not sent under its id either if another request has the id by then."""
     connection.is_open = False
     connection.request(id="a", type="history", points=30)
     await until(lambda: connection.waits)
@@ -145,10 +147,10 @@ async def test_what_is_left_while_it_waits_is_not_sent(connection: HistoryConnec
     assert connection.received()[-1]["points"] == 1
 
 
-async def test_a_connection_that_ends_lets_go(
+async def test_a_closed_connection_leaves_nothing_behind(
     connection: HistoryConnection, harness: HistoryHarness
 ) -> None:
-    """Whatever it waited for."""
+    """It may have waited for answers, for updates or for room."""
     connection.is_open = False
     for identity in "abc":
         connection.request(id=identity, type="history", follow=True)
@@ -159,15 +161,15 @@ async def test_a_connection_that_ends_lets_go(
     assert not harness.subscriptions._open
 
 
-async def test_what_follows_comes_with_the_live_numbers(
+async def test_an_update_comes_with_the_live_numbers(
     connection: HistoryConnection, harness: HistoryHarness
 ) -> None:
-    """A decision of a bucket that has closed: told again from there on, at one position."""
+    """A late decision sends the history again from its bucket on, and both have one position."""
     connection.request(id="main", type="subscribe", interval=60)
     connection.request(id="h1", type="history", follow=True, points=100)
     await until(lambda: connection.history_ids() == ["h1"])
     async with running(harness.subscriptions.run()):
-        harness.commit(NOW)  # in the bucket that runs: it is told with the next one
+        harness.commit(NOW)  # in the unfinished bucket, which is sent when it closes
         await settled(lambda: connection.history_ids() == ["h1"])
         harness.commit(NOW - 3 * MINUTE)
         await until(lambda: connection.history_ids() == ["h1", "h1"])
@@ -187,10 +189,10 @@ async def test_what_follows_comes_with_the_live_numbers(
         await settled(lambda: connection.history_ids() == ["h1"] * 4)
 
 
-async def test_the_live_numbers_of_what_waited_for_room_come_with_it(
+async def test_an_update_that_waited_for_room_comes_with_its_live_numbers(
     connection: HistoryConnection, harness: HistoryHarness
 ) -> None:
-    """They are those of its position, whatever was committed while it waited."""
+    """The live numbers have its position, although there were commits while it waited."""
     connection.request(id="main", type="subscribe", interval=60)
     connection.request(id="h1", type="history", follow=True, points=100)
     await until(lambda: connection.history_ids() == ["h1"])
@@ -206,10 +208,10 @@ async def test_the_live_numbers_of_what_waited_for_room_come_with_it(
         assert sum(history["series"][0]["count"]) == delta["data"]["total_decisions"] == 1
 
 
-async def test_a_bucket_that_closes_is_reported_at_a_position_that_was_sent_before(
+async def test_a_bucket_that_closes_is_sent_at_the_position_before(
     connection: HistoryConnection, harness: HistoryHarness
 ) -> None:
-    """Time closes buckets, and no commit: then the live numbers are there already."""
+    """Time closes a bucket without a commit, so the live numbers were sent already."""
     connection.request(id="main", type="subscribe", interval=60)
     connection.request(id="h1", type="history", follow=True, points=100)
     await until(lambda: connection.history_ids() == ["h1"])
@@ -224,8 +226,8 @@ async def test_a_bucket_that_closes_is_reported_at_a_position_that_was_sent_befo
     assert (late["points"], closed["points"]) == (4, 2)
 
 
-async def test_who_asks_the_same_shares_the_answer(harness: HistoryHarness) -> None:
-    """It is encoded once, whatever each calls it."""
+async def test_equal_histories_share_one_encoding(harness: HistoryHarness) -> None:
+    """It is encoded once for all ids."""
     connections = [harness.connect() for _ in range(50)]
     for number, connection in enumerate(connections):
         connection.request(id=f"h{number}", type="history", follow=True)
@@ -233,10 +235,10 @@ async def test_who_asks_the_same_shares_the_answer(harness: HistoryHarness) -> N
     assert len(harness.subscriptions._encoded) == 1
 
 
-async def test_an_error_is_reported_and_frees_the_id(
+async def test_an_error_is_sent_and_frees_the_id(
     connection: HistoryConnection, harness: HistoryHarness, store: SqliteStore
 ) -> None:
-    """What the database cannot tell now may be asked for again; a wrong range is named."""
+    """An unavailable database is a retryable error; a bad range is an error with its parameter."""
     connection.request(id="a", type="history", **{"from": "2100-01-01T00:00:00Z"})
     await until(lambda: len(connection.replies) == 2)
     assert (connection.replies[-1]["code"], connection.replies[-1]["message"][:5]) == (

@@ -1,4 +1,4 @@
-"""Parsing requests that arrive cut at every byte, which a socket would not do."""
+"""Tests of `HttpProtocol`: requests that are cut at every byte, which a socket would not do."""
 
 import asyncio
 import re
@@ -15,14 +15,14 @@ from routecast.edge.proxies import Proxies
 from routecast.instruments import Instruments
 from tests.support.hostile_requests import CORPUS, Hostile
 
-# Of these no answer depends on whether an earlier one is out.
+# Answers to these do not depend on whether an earlier one was sent.
 NAMES = re.compile("upgrade (to|in)|offers|trailer")
 SMALL = [case for case in CORPUS if NAMES.search(case.name)]
 SMALL = [case for case in SMALL if sum(map(len, case.sent)) < 700]
 
 
 class Wire(asyncio.Transport):
-    """Takes what is written."""
+    """A transport that keeps the bytes that were written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class Wire(asyncio.Transport):
         return self.closed
 
     def pause_reading(self) -> None:
-        """The test goes on to feed: as much as one read may have brought."""
+        """Do nothing: the test feeds as much as one read may bring."""
 
     def resume_reading(self) -> None:
-        """See above."""
+        """Do nothing, as in `pause_reading`."""
 
 
-class Recorder:
-    """An application that answers everything, and remembers what it was asked."""
+class RecordingApp:
+    """An application that answers every request, and remembers it."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, bytes]] = []
@@ -71,17 +71,17 @@ class Recorder:
 
 
 class Talk:
-    """Feeds connections of one server."""
+    """Feeds bytes to connections of one server."""
 
     def __init__(self) -> None:
-        self._app = Recorder()
+        self._app = RecordingApp()
         self._config = uvicorn.Config(self._app, log_config=None, lifespan="off")
         self._config.load()
         self._edge = HttpEdge(Instruments(), Proxies(""), keep_alive=75)
         self._state = ServerState()
 
     async def __call__(self, *pieces: bytes) -> tuple[list[tuple[str, str, bytes]], int, bool]:
-        """Return the requests that came of the pieces, the number of answers, and the end."""
+        """Return the requests in the pieces, the number of answers, and whether it was closed."""
         protocol = HttpProtocol(
             self._edge, config=self._config, server_state=self._state, app_state={}
         )
@@ -100,7 +100,7 @@ class Talk:
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in SMALL])
 async def test_cuts_make_no_difference(case: Hostile) -> None:
-    """The same requests come of the same bytes, and no byte of a body is a request of its own."""
+    """The same bytes give the same requests, and no part of a body becomes a request."""
     talk = Talk()
     data = b"".join(case.pieces("127.0.0.1:1"))
     whole = await talk(data)

@@ -24,7 +24,7 @@ from routecast.protocol import DeltaOut, ErrorOut, Position, ServerMessage, Snap
 from tests.unit.test_frames import client, read
 
 POSITION = Position("2172da84ecb2c9f1", 4700)
-# A document with what is looked for when a message is cut in two.
+# A document with the bytes at which a message is split for its id.
 TRICKY = {'"id":""': {"id": "", "\xa2id\xa0": 1}, "id": ""}
 LARGE = {f"strategy-{number}": {"count": number, "avg_cost": 0.0025} for number in range(50)}
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64)
@@ -40,7 +40,7 @@ def messages() -> dict[str, ServerMessage]:
 
 
 def reading(*, inflates: bool) -> ClientProtocol:
-    """A client that keeps what it was sent, as clients do."""
+    """Return a client that keeps the context of its messages, as clients do."""
     protocol = client(inflates=False)
     if inflates:
         protocol.extensions = [PerMessageDeflate(False, True, WINDOW_BITS, WINDOW_BITS)]
@@ -51,7 +51,7 @@ def reading(*, inflates: bool) -> ClientProtocol:
 @pytest.mark.parametrize("kind", messages())
 @given(identity=ids)
 def test_the_id_is_spliced_in(encoding: Encoding, kind: str, identity: str) -> None:
-    """Byte by byte what encoding the message with that id gives."""
+    """The bytes are those of encoding the message with the id."""
     whole = messages()[kind]
     expected = encoding.encode(msgspec.structs.replace(whole, id=identity))
     message = Message(encoding, whole)
@@ -66,10 +66,10 @@ def test_the_id_is_spliced_in(encoding: Encoding, kind: str, identity: str) -> N
 
 
 @given(st.lists(st.tuples(st.sampled_from(["snapshot", "delta", "error"]), ids), max_size=40))
-def test_each_client_reads_what_refers_to_what_it_had(said: list[tuple[str, str]]) -> None:
-    """Messages of any kind under any ids, in any order: compressed by the one before or not."""
+def test_each_client_can_decompress_its_messages(said: list[tuple[str, str]]) -> None:
+    """Kinds, ids and order may be any; a message may refer to the last one of its client."""
     shared = {kind: Message(JSON, message) for kind, message in messages().items()}
-    for leave_out in (0, 2, 3):  # three clients that were not sent the same
+    for leave_out in (0, 2, 3):  # three clients with different messages
         protocol, before = reading(inflates=True), None
         for number, (kind, identity) in enumerate(said, 1):
             if leave_out and not number % leave_out:
@@ -83,8 +83,8 @@ def test_each_client_reads_what_refers_to_what_it_had(said: list[tuple[str, str]
                 before = named.sent
 
 
-def test_what_was_said_before_is_not_said_again() -> None:
-    """A message like the one before it shrinks to next to nothing."""
+def test_a_repeated_message_is_compressed_by_the_last_one() -> None:
+    """A message like the one before it becomes very small."""
     one, two = (Message(JSON, messages()["delta"]) for _ in range(2))
     before = one.for_id("main")
     first = deflated(before)
@@ -93,7 +93,7 @@ def test_what_was_said_before_is_not_said_again() -> None:
 
 
 def test_a_large_message_is_compressed_once_for_all() -> None:
-    """What is as in the one before is too far back; what comes after it refers to its end."""
+    """It cannot refer to the one before; the next message refers to its end."""
     data = {f"strategy-{number}": {"count": number * 7919} for number in range(2_000)}
     shared: Any = {"position": POSITION, "source": "live", "age_ms": 0, "timestamp": "now"}
     large = Message(JSON, SnapshotOut(id="", data=data, **shared)).for_id("main")
@@ -110,7 +110,7 @@ def test_a_large_message_is_compressed_once_for_all() -> None:
 
 
 def test_clients_of_one_id_share_their_bytes() -> None:
-    """The second is given the very bytes of the first; of strange ids few are kept."""
+    """The second client gets the same bytes object; few unusual ids are kept."""
     message, other = (Message(JSON, messages()["snapshot"]) for _ in range(2))
     named, before = message.for_id("main"), other.for_id("main").sent
     assert plain(named) is plain(named)
@@ -125,7 +125,7 @@ def test_clients_of_one_id_share_their_bytes() -> None:
 
 
 def test_messages_are_freed_at_once() -> None:
-    """Not by the garbage collector, which finds what lived for a while only after hours."""
+    """Reference counts free them; the garbage collector would find them only after hours."""
     gc.collect()
     gc.disable()
     try:
@@ -139,8 +139,8 @@ def test_messages_are_freed_at_once() -> None:
         gc.enable()
 
 
-def test_only_what_gains_is_deflated() -> None:
-    """A short message is sent as it is; a long one shrinks, its id being but a small part."""
+def test_only_large_messages_are_deflated() -> None:
+    """A short message is sent plain; a long one becomes smaller, and its id matters little."""
     for encoding in (JSON, MSGPACK):
         small = Message(encoding, ErrorOut(id="", code="x", message="y", retryable=True))
         large = Message(encoding, messages()["snapshot"])
@@ -152,7 +152,7 @@ def test_only_what_gains_is_deflated() -> None:
 
 
 def test_integers_beyond_64_bits() -> None:
-    """JSON has them exactly; MessagePack has no room, and they are floats there."""
+    """JSON has them exactly; MessagePack cannot, and has floats."""
     large = {"tokens": {"input": 2**80 + 1, "output": 2**64 - 1}, "series": [[2**70, 3, None]]}
     shared: Any = {"position": POSITION, "source": "live", "age_ms": 0, "timestamp": "now"}
     snapshot = SnapshotOut(id="", data=large, **shared)

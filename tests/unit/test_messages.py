@@ -20,7 +20,7 @@ def received(assembler: MessageAssembler, *pieces: bytes) -> list[str | bytes]:
 
 @given(st.lists(messages, max_size=5), st.integers(1, 50), st.randoms())
 def test_messages_survive_any_cut(sent: list[str | bytes], size: int, random: object) -> None:
-    """Each message comes out once, whole and in order, in frames and pieces of whatever size."""
+    """Each message comes out once, whole and in order, with any frames and pieces."""
     data = b""
     for message in sent:
         body = message.encode() if isinstance(message, str) else message
@@ -36,7 +36,7 @@ def test_messages_survive_any_cut(sent: list[str | bytes], size: int, random: ob
 
 
 def test_it_is_idle_only_between_messages() -> None:
-    """Dropped in the middle of one, it would take the rest for a frame."""
+    """A parser that is dropped inside a message would read the rest as a frame."""
     assembler = MessageAssembler([])
     data = frame(TEXT, b"a message in one frame")
     assert assembler.idle
@@ -50,7 +50,7 @@ def test_it_is_idle_only_between_messages() -> None:
 
 
 def test_deflated_messages_are_inflated() -> None:
-    """With no context from one to the next."""
+    """No message needs the context of the one before."""
     assembler = MessageAssembler([PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)])
     packed = frame(TEXT, deflate(b"hello hello hello"), reserved=RESERVED_FOR_DEFLATE)
     assert received(assembler, packed, packed) == ["hello hello hello"] * 2
@@ -69,8 +69,8 @@ def test_deflated_messages_are_inflated() -> None:
         (frame(TEXT, b"x", reserved=RESERVED_FOR_DEFLATE), 1002),
     ],
 )
-def test_what_breaks_a_rule_ends_the_connection(data: bytes, code: int) -> None:
-    """At once, not at the message's end, with the code that says why."""
+def test_a_broken_rule_ends_the_connection(data: bytes, code: int) -> None:
+    """It ends before the end of the message, with the code of the rule."""
     assembler = MessageAssembler([], max_message_bytes=100)
     assert received(assembler, data) == []
     assert assembler.finished
@@ -79,7 +79,7 @@ def test_what_breaks_a_rule_ends_the_connection(data: bytes, code: int) -> None:
 
 
 def test_a_close_is_answered_with_its_code() -> None:
-    """And what came before it is answered before it."""
+    """Frames before the close are answered first."""
     assembler = MessageAssembler([])
     closing = (1000).to_bytes(2)
     assert received(assembler, frame(PING, b"x") + frame(CLOSE, closing)) == []

@@ -39,7 +39,7 @@ def is_type(name: str, value: ast.expr) -> bool:
 
 
 def test_no_two_classes_have_one_name() -> None:
-    """Nor has a class the name of a type that another module assigns."""
+    """A class must not have the name of another module's type either."""
     places: dict[str, list[str]] = defaultdict(list)
     for path, tree in modules():
         for node in ast.walk(tree):
@@ -53,7 +53,7 @@ def test_no_two_classes_have_one_name() -> None:
 
 
 def test_no_two_constants_with_one_name_have_different_values() -> None:
-    """Where one module means the same as another, it imports the constant."""
+    """A module that needs the same value imports the constant."""
     values: dict[str, dict[str, str]] = defaultdict(dict)
     for path, tree in modules():
         for name, value in assignments(tree):

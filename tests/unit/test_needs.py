@@ -14,7 +14,7 @@ CHROMIUM = lacks("Chromium", "apt install chromium")
 
 
 class Written:
-    """A reporter of skipped tests that keeps what is written; and a cache of a run's list."""
+    """A reporter of skipped tests that keeps its lines."""
 
     def __init__(self, *reasons: str) -> None:
         skipped = [SimpleNamespace(longrepr=("test.py", 1, f"Skipped: {one}")) for one in reasons]
@@ -45,8 +45,8 @@ def by_design() -> str:
     return str(skipped.value)
 
 
-def test_each_reason_is_a_line_with_its_count_and_what_to_do() -> None:
-    """What is skipped by design comes apart from what can be enabled; nothing else is written."""
+def test_each_reason_is_a_line_with_its_count_and_remedy() -> None:
+    """Skips by design are listed apart; without skips nothing is written."""
     nginx = lacks("nginx", "apt install nginx")
     assert written(Cache(), by_design(), CHROMIUM, nginx, CHROMIUM) == [
         "- skipped: how to enable these tests",
@@ -58,16 +58,16 @@ def test_each_reason_is_a_line_with_its_count_and_what_to_do() -> None:
     assert written(Cache()) == []
 
 
-def test_a_run_that_goes_on_lists_what_the_one_before_skipped() -> None:
-    """Once more only where it is asked to."""
+def test_a_continued_run_lists_the_skips_of_the_one_before() -> None:
+    """Only a run with `go_on` does so."""
     cache = Cache()
     written(cache, CHROMIUM)
     assert written(cache, CHROMIUM, go_on=True)[1:] == ["   2 needs Chromium: apt install chromium"]
     assert written(cache, CHROMIUM)[1:] == ["   1 needs Chromium: apt install chromium"]
 
 
-def test_no_test_is_skipped_without_saying_what_to_do() -> None:
-    """All reasons are made in one place."""
+def test_no_test_is_skipped_without_a_remedy() -> None:
+    """Only `needs.py` skips tests."""
     other = re.compile(r"pytest\.(skip|importorskip)\(|skipif\((?!.*reason=lacks\()")
     found = {path.name for path in TESTS.rglob("*.py") if other.search(path.read_text())}
     assert found == {"needs.py"}

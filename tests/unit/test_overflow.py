@@ -22,10 +22,10 @@ decisions = st.lists(st.tuples(st.sampled_from("ab"), amounts, amounts, amounts)
 
 
 @given(decisions, decisions)
-def test_what_fits_is_kept_and_nothing_else(
+def test_exactly_the_decisions_that_fit_are_kept(
     held: list[DecisionRecord], sent: list[DecisionRecord]
 ) -> None:
-    """In order; each that is refused would have been too much, in the field that is named."""
+    """A refused decision would exceed the named sum, after those before it that fit."""
     before = [one for one in held if (one.id, one.project) not in find_full(held, {})]
     totals = cells_of(before).total()
     full = find_full(sent, totals)
@@ -48,7 +48,7 @@ def test_what_fits_is_kept_and_nothing_else(
 
 
 def test_totals_are_not_changed() -> None:
-    """They are the caller's."""
+    """They belong to the caller."""
     cells: Cells = cells_of([kept(1)])
     totals = cells.total()
     find_full([kept(2)], totals)

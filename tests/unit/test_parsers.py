@@ -10,7 +10,7 @@ from routecast.cli.replay.parsers import COMMA, COST, FAILED, LATENCY, POINT, SH
 
 
 def both(value: object) -> dict[str, object]:
-    """Return what a cell that is not open means."""
+    """Return the readings of a cell that has only one meaning."""
     return {POINT: value, COMMA: value}
 
 
@@ -43,8 +43,8 @@ def both(value: object) -> dict[str, object]:
         ("0,0023 USD", {COMMA: Decimal("0.0023")}),
     ],
 )
-def test_money_in_every_form(written: object, expected: dict[str, object]) -> None:
-    """To the last digit, with no float in between; grouped digits are open where they are."""
+def test_money_is_read_in_every_form(written: object, expected: dict[str, object]) -> None:
+    """Every digit counts; digits in groups have two readings if both are possible."""
     assert COST(written) == expected
 
 
@@ -55,8 +55,8 @@ def test_money_in_every_form(written: object, expected: dict[str, object]) -> No
         *("€0.50", "0.5 EUR", "50 ct", "$1 USD", "(1)", "5%", "gpt-3.5", "1.2.2026", True, [], {}),
     ],
 )
-def test_what_is_no_sum_of_dollars_is_refused(written: object) -> None:
-    """Some of these are numbers to Python or to lenient parsers; to nobody who wrote them."""
+def test_text_that_is_no_amount_of_dollars_is_refused(written: object) -> None:
+    """Python or lenient parsers would read some of these as numbers."""
     with pytest.raises(ValueError, match=r"is not a number|is in "):
         COST(written)
 
@@ -65,14 +65,14 @@ def test_what_is_no_sum_of_dollars_is_refused(written: object) -> None:
     ("written", "milliseconds"),
     [("350 ms", 350), ("350ms", 350), ("0.35 s", 350), ("2 min", 120_000), ("1.5 µs", "0.0015")],
 )
-def test_durations_with_units(written: str, milliseconds: object) -> None:
-    """A unit beside the number is the unit of the number; it is a reading of its own."""
+def test_durations_may_have_units(written: str, milliseconds: object) -> None:
+    """A unit in the cell is used, and is a reading of its own."""
     assert LATENCY(written)["point with unit"] == Decimal(str(milliseconds))
     assert POINT not in LATENCY(written)
 
 
 def test_counts_are_whole_numbers() -> None:
-    """374.0, as data frames write it, is 374; what is no whole number in a reading has none."""
+    """374.0 from a data frame is 374; a reading that is no whole number is left out."""
     assert TOKENS("374.0") == {POINT: 374}
     assert TOKENS("1e3") == both(1000)
     assert TOKENS("1,234") == {POINT: 1234}
@@ -85,7 +85,7 @@ def test_counts_are_whole_numbers() -> None:
 
 @pytest.mark.parametrize("quantity", [COST, LATENCY, TOKENS, SHARE])
 def test_limits_are_those_of_the_server(quantity: parsers.Quantity) -> None:
-    """So that no value is sent that the server would not take."""
+    """A value that the server would refuse is never sent."""
     assert quantity.checked(Decimal(0)) == 0
     assert quantity.checked(Decimal(quantity.limit)) == quantity.limit
     with pytest.raises(ValueError, match="0 or more"):
@@ -94,14 +94,14 @@ def test_limits_are_those_of_the_server(quantity: parsers.Quantity) -> None:
         quantity.checked(Decimal(quantity.limit) + Decimal("1e-9"))
 
 
-def test_a_factor_is_exact_and_leaves_units_to_its_author() -> None:
-    """Euros times a rate are dollars, without a float in between."""
+def test_a_factor_is_exact_and_ignores_units() -> None:
+    """Euros are multiplied by their rate in decimals."""
     euros = parsers.Quantity(COST.units, 9000, bare=True, factor=Decimal("1.1"))
     assert euros("€0.1234567890123456789") == {POINT: Decimal("0.13580246791358024679")}
 
 
-def test_confidence() -> None:
-    """Shares, percent and bands; what is above 1 by more than noise is in another unit."""
+def test_confidence_is_a_share_a_percentage_or_a_band() -> None:
+    """A number above 1, by more than rounding, has another unit and is refused."""
     read = parsers.confidence(SHARE)
     assert read("0.87") == {POINT: Decimal("0.87")}
     assert read("87%") == dict.fromkeys(("point with unit", "comma with unit"), Decimal("0.87"))
@@ -121,13 +121,13 @@ def test_confidence() -> None:
         ("HTTP/1.1 429 Too Many Requests", "error"),
     ],
 )
-def test_status_words(written: object, expected: str) -> None:
-    """Words, booleans and HTTP codes become the two statuses of the wire."""
+def test_status_is_read_from_words_and_codes(written: object, expected: str) -> None:
+    """Words, booleans and HTTP codes become the two statuses of the protocol."""
     assert parsers.status(written) == dict.fromkeys((SUCCESS, FAILED), expected)
 
 
-def test_status_as_numbers_is_open() -> None:
-    """1 is a yes to success, or an exit code."""
+def test_status_as_a_number_has_two_readings() -> None:
+    """1 may mean success, or be an exit code."""
     assert parsers.status("1") == {SUCCESS: "success", FAILED: "error"}
     assert parsers.status(0) == {SUCCESS: "error", FAILED: "success"}
     assert parsers.succeeded("1") == {SUCCESS: "success"}
@@ -148,19 +148,19 @@ def test_status_as_numbers_is_open() -> None:
         ("ok", "success"),
     ],
 )
-def test_columns_of_errors(written: str, expected: str) -> None:
+def test_columns_of_errors_are_read(written: str, expected: str) -> None:
     """Any message is an error."""
     assert parsers.failure(written) == {FAILED: expected}
 
 
 @pytest.mark.parametrize("cell", [None, "", "  ", "NaN", "nan", "NULL", "null", r"\N", "None"])
-def test_what_programs_write_for_nothing_is_nothing(cell: Any) -> None:
-    """In every column, of names too: no model is called so."""
+def test_texts_for_an_absent_value_count_as_empty(cell: Any) -> None:
+    """This holds also for columns of names, because no model has such a name."""
     assert parsers.no_name(cell)
     assert parsers.no_value(cell)
 
 
-def test_nothing_is_not_zero_and_names_are_names() -> None:
+def test_zero_and_ordinary_names_are_not_empty() -> None:
     """A strategy may be called none; 0 is a number; with :text every word is a name."""
     for cell in ("none", "NA", "n/a", "-"):
         assert parsers.no_value(cell)

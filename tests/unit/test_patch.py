@@ -22,14 +22,14 @@ anything = st.recursive(
 )
 
 
-def held_by(value: Any) -> bool:
-    """Whether there is a null in an object, however deep."""
-    return isinstance(value, dict) and any(v is None or held_by(v) for v in value.values())
+def has_null(value: Any) -> bool:
+    """Whether an object has a null at any depth."""
+    return isinstance(value, dict) and any(v is None or has_null(v) for v in value.values())
 
 
 @pytest.mark.parametrize("case", PATCHES, ids=lambda case: str(case["patch"]))
 def test_examples_of_the_rfc(case: dict[str, Any]) -> None:
-    """Its appendix A, as clients have it too."""
+    """The server applies the examples of appendix A, as clients do."""
     assert apply(case["before"], case["patch"]) == case["after"]
 
 
@@ -37,7 +37,7 @@ def test_examples_of_the_rfc(case: dict[str, Any]) -> None:
 def test_a_diff_leads_from_one_document_to_the_other(
     before: dict[str, Any], after: dict[str, Any]
 ) -> None:
-    """Whatever the two are; and neither they nor the patch are changed by it."""
+    """This holds for any two documents; neither they nor the patch are changed."""
     kept = copy.deepcopy((before, after))
     patch = diff(before, after)
     assert apply(before, patch) == after
@@ -45,10 +45,8 @@ def test_a_diff_leads_from_one_document_to_the_other(
 
 
 @given(documents, documents)
-def test_a_diff_says_nothing_that_did_not_change(
-    before: dict[str, Any], after: dict[str, Any]
-) -> None:
-    """Every part of it is needed: without any one key, the outcome is another."""
+def test_a_diff_has_only_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Without any one of its keys, the result would be another document."""
     patch = diff(before, after)
     assert bool(patch) == (before != after)
     for name in patch:
@@ -57,16 +55,16 @@ def test_a_diff_says_nothing_that_did_not_change(
 
 
 @given(documents, documents, documents)
-def test_patches_follow_one_another(
+def test_two_patches_in_a_row_equal_one(
     a: dict[str, Any], b: dict[str, Any], c: dict[str, Any]
 ) -> None:
-    """Two in a row lead where one does that was made of both ends."""
+    """Two patches give the same document as the patch between both ends."""
     assert apply(apply(a, diff(a, b)), diff(b, c)) == apply(a, diff(a, c)) == c
 
 
 @given(st.dictionaries(names, anything))
 def test_nulls_are_left_out(document: dict[str, Any]) -> None:
-    """From every object; what has a value stays."""
+    """No object has a null, and all other values stay."""
     clean = without_nulls(document)
-    assert not held_by(clean)
+    assert not has_null(clean)
     assert clean == apply({}, document)

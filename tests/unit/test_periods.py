@@ -18,7 +18,7 @@ additions = st.lists(st.tuples(st.integers(0, 3), some), max_size=8)
 
 
 def packed(numbered: list[tuple[int, PeriodCells]]) -> Periods:
-    """Return periods that were loaded with some buckets."""
+    """Return periods that were loaded with these cells."""
     periods = Periods(keys := Keys())
     for number, cells in numbered:
         rows = [(keys.number(key), sums.row()) for key, sums in cells.items()]
@@ -34,10 +34,10 @@ def merged(numbered: list[tuple[int, PeriodCells]]) -> dict[int, PeriodCells]:
 
 
 @given(additions, additions)
-def test_packed_cells_and_added_ones_are_one_bucket(
+def test_packed_and_added_cells_of_a_period_are_merged(
     loaded: list[tuple[int, PeriodCells]], added: list[tuple[int, PeriodCells]]
 ) -> None:
-    """Whatever was loaded in how many pieces, and added to which period."""
+    """Cells may be loaded in any pieces, and added to any period."""
     periods = packed(loaded)
     for number, cells in added:
         periods.add(number, cells)
@@ -49,10 +49,10 @@ def test_packed_cells_and_added_ones_are_one_bucket(
 
 
 @given(additions, additions)
-def test_bucket_that_is_being_read_takes_what_is_added(
+def test_period_that_is_being_read_gets_additions(
     loaded: list[tuple[int, PeriodCells]], added: list[tuple[int, PeriodCells]]
 ) -> None:
-    """For as long as somebody has it; a reader may take a while to go through it."""
+    """A reader may take a while, and sees additions as long as it has the cells."""
     periods = packed(loaded)
     being_read = {number: periods[number] for number in periods}
     for number, cells in added:
@@ -62,7 +62,7 @@ def test_bucket_that_is_being_read_takes_what_is_added(
 
 
 def test_packing_again_writes_only_what_changed() -> None:
-    """The rest is the very same bytes."""
+    """The bytes of unchanged periods are the same objects."""
     periods = Periods(Keys())
     for number in (1, 2):
         periods.add(number, cells_of([kept(1)]).total())
@@ -74,7 +74,7 @@ def test_packing_again_writes_only_what_changed() -> None:
 
 
 def test_size_counts_cells_and_bytes() -> None:
-    """A packed cell is counted by its bytes, one held as objects by what these take."""
+    """A packed cell counts by its bytes, and an unpacked one by the memory of its objects."""
     cells = cells_of([kept(n, model=f"m{n}") for n in range(500)]).total()
     loaded = packed([(7, cells)])
     assert (loaded.cells, loaded.packed_cells(7)) == (500, 500)
@@ -90,22 +90,22 @@ def test_size_counts_cells_and_bytes() -> None:
 
 
 def test_equal_keys_are_one_object() -> None:
-    """Whichever commit brought them: their text is held once."""
+    """The text of a key is held once, whichever commits had it."""
     keys = Keys()
     first, second = (next(iter(keys.shared(cells_of([kept(n)]).total()))) for n in (1, 2))
     assert first is second
 
 
 @pytest.mark.parametrize("number", [1, -1])
-def test_row_of_a_key_that_is_not_there_is_refused(number: int) -> None:
-    """A cache may hold anything."""
+def test_row_of_an_unknown_key_is_refused(number: int) -> None:
+    """A cache may have any content."""
     row: Any = next(iter(cells_of([kept()]).total().values())).row()
     raw = msgspec.Raw(msgspec.msgpack.encode([(number, row)]))
     with pytest.raises(ValueError):
         Periods(Keys([Key(*kept()[1:7])])).take({5: [raw]})
 
 
-def test_bucket_is_packed_by_the_numbers_of_its_keys() -> None:
+def test_cells_are_packed_by_the_numbers_of_their_keys() -> None:
     """A new key gets the next number."""
     keys = Keys()
     cells = cells_of([kept(1), kept(2, model="other")]).total()

@@ -19,7 +19,7 @@ START = 1_000.0
 
 @dataclass
 class Health:
-    """A bus, as far as its health is concerned."""
+    """The health of a bus."""
 
     failing: str | None = None
     outages: int = 0
@@ -35,10 +35,10 @@ class Health:
         (Topology(shares_store=True), NO_BUS_POLL_SECONDS),
     ],
 )
-def test_how_often_nodes_poll_depends_on_what_they_share(
+def test_seconds_between_polls_depend_on_what_nodes_share(
     topology: Topology, seconds: float
 ) -> None:
-    """Where the bus tells of commits, a poll finds only what the bus lost."""
+    """With a bus, a poll finds only commits that the bus lost."""
     assert topology.poll_seconds == seconds
 
 
@@ -50,13 +50,13 @@ def test_nodes_that_hear_each_other_take_turns() -> None:
     assert schedule.turn_seconds == POLL_SECONDS
 
 
-def test_turn_of_a_node_alone_ends_before_its_next_poll() -> None:
-    """Or a poll that was late would cost the one after it."""
+def test_turn_of_a_single_node_ends_before_its_next_poll() -> None:
+    """Otherwise a late poll would make the node skip the next one."""
     assert PollSchedule(ALONE).turn_seconds < ALONE_POLL_SECONDS
 
 
-def test_node_that_hears_nothing_polls_by_itself() -> None:
-    """No sooner than it would in turn."""
+def test_node_that_hears_no_other_polls_by_itself() -> None:
+    """It polls at the same interval as in turn."""
     schedule, bus = PollSchedule(WITH_BUS), Health()
     assert not schedule.is_bus_healthy(bus, START)
     assert schedule.decide(bus, START, failing=False) is Poll.NOW
@@ -66,7 +66,7 @@ def test_node_that_hears_nothing_polls_by_itself() -> None:
 
 
 def test_silence_counts_as_an_outage_after_some_polls() -> None:
-    """One poll may fail, and so may the node whose turn it was."""
+    """Before that, one poll may have failed, or the node whose turn it was."""
     schedule, bus = PollSchedule(WITH_BUS), Health()
     schedule.record_position(START)
     assert schedule.is_bus_healthy(bus, START + SILENT_POLLS * POLL_SECONDS - 1)
@@ -74,8 +74,8 @@ def test_silence_counts_as_an_outage_after_some_polls() -> None:
     assert not schedule.is_bus_healthy(Health("gone"), START)
 
 
-def test_database_that_fails_is_tried_at_each_step() -> None:
-    """So that its return is noticed soon."""
+def test_failing_database_is_tried_at_each_step() -> None:
+    """Its return is noticed soon."""
     schedule, bus = PollSchedule(ALONE), Health()
     schedule.record_position(START)
     schedule.begin(bus, START)
@@ -85,8 +85,8 @@ def test_database_that_fails_is_tried_at_each_step() -> None:
     assert schedule.next_step(START, failing=True) == START + STEP_SECONDS
 
 
-def test_outage_of_the_bus_has_each_node_poll_once_it_is_over() -> None:
-    """At once, and once, also where it was over before anything was noticed."""
+def test_each_node_polls_once_after_an_outage_of_the_bus() -> None:
+    """It polls at once, also if the outage was over before it was noticed."""
     schedule, bus = PollSchedule(WITH_BUS), Health()
     schedule.record_position(START)
     bus.failing, bus.outages = "gone", 1
@@ -99,8 +99,8 @@ def test_outage_of_the_bus_has_each_node_poll_once_it_is_over() -> None:
     assert schedule.decide(bus, START + 1, failing=False) is Poll.IN_TURN
 
 
-def test_process_that_did_not_run_polls_at_once() -> None:
-    """It may have missed anything."""
+def test_process_that_was_suspended_polls_at_once() -> None:
+    """It may have missed any number of commits."""
     schedule, bus = PollSchedule(WITH_BUS), Health()
     schedule.record_position(START)
     schedule.suspect()
@@ -109,8 +109,8 @@ def test_process_that_did_not_run_polls_at_once() -> None:
     assert schedule.decide(bus, START, failing=False) is Poll.IN_TURN
 
 
-def test_suspicion_outlives_an_outage_of_the_bus() -> None:
-    """What a poll finds while the bus fails is not all that was missed."""
+def test_suspicion_lasts_until_the_bus_is_back() -> None:
+    """A poll during an outage cannot find everything that was missed."""
     schedule, bus = PollSchedule(WITH_BUS), Health("gone")
     schedule.record_position(START)
     schedule.suspect()
@@ -122,11 +122,11 @@ def test_suspicion_outlives_an_outage_of_the_bus() -> None:
 @pytest.mark.parametrize(
     ("now", "due"), [(1_000.0, 1_010.0), (1_009.9, 1_010.0), (1_009.96, 1_020.0)]
 )
-def test_node_alone_polls_at_multiples_of_the_interval(now: float, due: float) -> None:
-    """A step that is a little early is the one that was due."""
+def test_single_node_polls_at_multiples_of_the_interval(now: float, due: float) -> None:
+    """A step that comes a little early counts as the due one."""
     assert PollSchedule(ALONE).next_step(now, failing=False) == pytest.approx(due)
 
 
-def test_node_with_peers_steps_more_often_than_it_polls() -> None:
+def test_node_with_a_bus_steps_more_often_than_it_polls() -> None:
     """It announces its position at each step."""
     assert PollSchedule(WITH_BUS).next_step(START, failing=False) == START + STEP_SECONDS

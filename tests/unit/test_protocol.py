@@ -29,20 +29,20 @@ from tests.support.oracle import DEFAULT_FIELDS as CONTRACT_FIELDS
 ROOT = Path(__file__).parents[2]
 
 
-def test_fields_are_those_of_the_contract_in_its_order() -> None:
-    """The default ones first."""
+def test_fields_and_their_order_are_those_of_the_contract() -> None:
+    """Default fields come first."""
     assert (DEFAULT_FIELDS, FIELDS) == (CONTRACT_FIELDS, ALL_FIELDS)
 
 
 @given(st.integers(0, 253_402_300_799_999_999))
 def test_time_is_written_with_six_decimals(moment: int) -> None:
-    """Up to the end of the year 9999."""
+    """This holds up to the end of the year 9999."""
     assert rfc3339(moment) == stamped({}, moment)["timestamp"]
     assert len(rfc3339(moment)) == 32
 
 
-def test_receipt_leaves_out_ids_that_are_not_known() -> None:
-    """As it stands in the contract."""
+def test_receipt_leaves_out_unknown_ids() -> None:
+    """The text is that of the contract."""
     rejected = [Rejection(7, "provider: is required", "x"), Rejection(8, "strategy: is required")]
     warning = FieldWarning(2, "cost", WarningCode.NEGATIVE, "must be 0 or more")
     receipt = Receipt(996, 1, rejected, 2, Position("e", 4711), 3, [warning], 1)
@@ -69,10 +69,8 @@ def test_receipt_of_an_earlier_server_is_read() -> None:
 
 @pytest.mark.parametrize("place", ["docs/protocol.md", "src/routecast/dashboard/page_view.js"])
 @pytest.mark.parametrize("name", Components.__struct_fields__)
-def test_health_of_an_engine_is_reported_in_the_same_words_everywhere(
-    place: str, name: str
-) -> None:
-    """On the page of the protocol, and where the page for people reads it."""
+def test_health_of_an_engine_has_the_same_words_everywhere(place: str, name: str) -> None:
+    """The protocol page and the dashboard have the words of the code."""
     pattern = rf"^( \* @property .* {name}|\| .*`components\.{name}`.*)$"
     (found,) = re.finditer(pattern, (ROOT / place).read_text(), re.MULTILINE)
     said = set(re.findall(r"[\"`](ok|off|failing|corrupt|down|degraded)[\"`]", found[0]))
@@ -88,5 +86,5 @@ def test_health_of_an_engine_is_reported_in_the_same_words_everywhere(
     ],
 )
 def test_limits_keep_sums_in_64_bits(largest: float, decisions: int) -> None:
-    """As many decisions at the limit as is said beside it."""
+    """A sum has room for the stated number of decisions at the limit."""
     assert largest * decisions < 2**63

@@ -1,4 +1,4 @@
-"""Which proxies are trusted, and which address a request then comes from."""
+"""Tests of `Proxies`: which proxies are trusted, and which address a request comes from."""
 
 from ipaddress import ip_address
 
@@ -16,11 +16,11 @@ TRUSTED = "127.0.0.1, ::1, 10.0.0.0/8, 2001:db8:1::/48"
     ("remote", "forwarded", "client"),
     [
         (CLIENT, [], CLIENT),
-        (CLIENT, ["198.51.100.1"], CLIENT),  # nobody's proxy: its word is worth nothing
+        (CLIENT, ["198.51.100.1"], CLIENT),  # not a trusted proxy
         (PROXY, [], PROXY),
         (PROXY, [""], PROXY),
         (PROXY, [CLIENT], CLIENT),
-        (PROXY, [f"198.51.100.1, {CLIENT}"], CLIENT),  # the first was the client's own invention
+        (PROXY, [f"198.51.100.1, {CLIENT}"], CLIENT),  # the client sent the first one
         (PROXY, [CLIENT, OUTER], CLIENT),
         (PROXY, [f"{CLIENT}, {OUTER}"], CLIENT),
         (PROXY, [f",{CLIENT},, {OUTER} ,"], CLIENT),
@@ -32,7 +32,7 @@ TRUSTED = "127.0.0.1, ::1, 10.0.0.0/8, 2001:db8:1::/48"
         ("::FFFF:7f00:1", [CLIENT], CLIENT),
         (f"::ffff:{CLIENT}", [OUTER], CLIENT),
         ("fe80::1%eth0", [], "fe80::1"),
-        # What is no address is whoever reported it.
+        # In place of a text that is no address, the proxy that sent it is the client.
         (PROXY, ["nonsense"], PROXY),
         (PROXY, ["unknown"], PROXY),
         (PROXY, [f"{CLIENT}, _hidden, {OUTER}"], OUTER),
@@ -43,23 +43,23 @@ TRUSTED = "127.0.0.1, ::1, 10.0.0.0/8, 2001:db8:1::/48"
         ("testclient", [CLIENT], ""),
     ],
 )
-def test_the_client_is_the_last_that_is_no_proxy(
+def test_the_client_is_the_last_address_that_is_no_proxy(
     remote: str, forwarded: list[str], client: str
 ) -> None:
-    """A trusted proxy tells whom it heard from; what stands before that is not believed."""
+    """A trusted proxy says from whom it got the request; entries before that are not trusted."""
     assert Proxies(TRUSTED).client_of(remote, forwarded) == client
 
 
-def test_everybody_may_be_trusted() -> None:
-    """With `*` the first of the list is the client; with nothing, no list is read."""
+def test_all_or_no_proxies_may_be_trusted() -> None:
+    """With `*` the first entry is the client; without trusted proxies no list is read."""
     assert Proxies("*").client_of(CLIENT, [f"{OUTER}:1, {PROXY}"]) == OUTER
     assert Proxies("*").client_of("", [CLIENT]) == CLIENT
     assert Proxies("*").client_of(PROXY, [f"{CLIENT}, unknown, {OUTER}"]) == OUTER
     assert Proxies("").client_of(PROXY, [CLIENT]) == PROXY
 
 
-def test_a_list_without_end_is_read_from_its_end() -> None:
-    """So many hops, and no more."""
+def test_a_long_list_is_read_from_its_end() -> None:
+    """At most `MAX_HOPS` entries are read."""
     proxies = Proxies(TRUSTED)
     hops = ", ".join([CLIENT, *[OUTER] * (MAX_HOPS - 1)])
     assert proxies.client_of(PROXY, [hops]) == CLIENT
@@ -72,7 +72,7 @@ ADDRESSES = st.ip_addresses()
 
 
 def spellings(address: str) -> st.SearchStrategy[str]:
-    """Return the ways in which proxies write an address."""
+    """Draw one of the ways in which proxies write an address."""
     ways = [address, f" {address}\t", f'"{address}"', address.upper()]
     found = ip_address(address)
     if found.version == 4:
@@ -84,19 +84,19 @@ def spellings(address: str) -> st.SearchStrategy[str]:
     return st.sampled_from(ways)
 
 
-def plain(address: str) -> str:
-    """Return the spelling that all others come to."""
+def canonical(address: str) -> str:
+    """Return the canonical text of an address."""
     found = ip_address(address)
     mapped = found.ipv4_mapped if found.version == 6 else None  # type: ignore[union-attr]
     return str(mapped or found)
 
 
 @given(st.data(), ADDRESSES.map(str))
-def test_all_spellings_of_an_address_are_one(data: st.DataObject, address: str) -> None:
-    """However a proxy writes it, as a hop and as the remote address."""
+def test_all_spellings_of_an_address_are_equal(data: st.DataObject, address: str) -> None:
+    """A proxy may write it in any way, as a hop or as the remote address."""
     written = data.draw(spellings(address))
-    assert read_address(written) == plain(address)
-    assert Proxies("*").client_of(PROXY, [written]) == plain(address)
+    assert read_address(written) == canonical(address)
+    assert Proxies("*").client_of(PROXY, [written]) == canonical(address)
 
 
 @given(
@@ -104,16 +104,16 @@ def test_all_spellings_of_an_address_are_one(data: st.DataObject, address: str) 
     st.lists(ADDRESSES.map(str), max_size=6),
     st.sampled_from([PROXY, OUTER, CLIENT, "2001:db8:1::1"]),
 )
-def test_the_list_is_followed_as_far_as_it_is_believed(
+def test_the_list_is_followed_as_far_as_it_is_trusted(
     data: st.DataObject, hops: list[str], remote: str
 ) -> None:
-    """The same as a plain loop over parsed addresses finds, however hops are written and split."""
+    """A plain loop over parsed addresses gives the same, however hops are written and split."""
     ours = [read_network(name.strip()) for name in TRUSTED.split(",")]
-    client = plain(remote)
+    client = canonical(remote)
     for hop in reversed(hops):
         if not any(ip_address(client) in network for network in ours):
             break
-        client = plain(hop)
+        client = canonical(hop)
     written = [data.draw(spellings(hop)) for hop in hops]
     cut = data.draw(st.integers(0, len(written)))
     headers = [",".join(written[:cut]), ", ".join(written[cut:])]
@@ -121,11 +121,11 @@ def test_the_list_is_followed_as_far_as_it_is_believed(
 
 
 @given(st.text(max_size=60), st.lists(st.text(max_size=300), max_size=4))
-def test_any_headers_give_an_address_in_its_one_form(remote: str, forwarded: list[str]) -> None:
-    """Or nothing."""
+def test_any_headers_give_a_canonical_address_or_none(remote: str, forwarded: list[str]) -> None:
+    """Random texts never cause an error."""
     for trusted in ("*", TRUSTED):
         found = Proxies(trusted).client_of(remote, forwarded)
-        assert found == "" or found == plain(found)
+        assert found == "" or found == canonical(found)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_limits_count_ipv6_by_its_network(one: str, other: str, same: bool) -> N
         ("fe80::1%eth0", "fe80::1/128"),
     ],
 )
-def test_networks_are_read_as_addresses_are(typed: str, network: str) -> None:
-    """In the form that clients' addresses are compared in."""
+def test_networks_are_canonical_like_addresses(typed: str, network: str) -> None:
+    """They have the form with which addresses of clients are compared."""
     assert str(read_network(typed)) == network
 
 
@@ -169,7 +169,7 @@ def test_networks_are_read_as_addresses_are(typed: str, network: str) -> None:
     ],
 )
 def test_networks_that_never_match_are_refused(typed: str, fix: str) -> None:
-    """With what to write instead."""
+    """The error says what to write instead."""
     with pytest.raises(ValueError, match=r"\w") as told:
         read_network(typed)
     assert typed in str(told.value)
@@ -181,12 +181,12 @@ def test_networks_that_never_match_are_refused(typed: str, fix: str) -> None:
     [
         (PROXY, ["https"], "https"),
         (PROXY, ["HTTPS "], "https"),
-        (PROXY, ["http, https"], "https"),  # the nearest proxy's word
+        (PROXY, ["http, https"], "https"),  # set by the nearest proxy
         (PROXY, ["gopher"], None),
         (PROXY, [], None),
         (CLIENT, ["https"], None),
     ],
 )
 def test_a_trusted_proxy_names_the_scheme(remote: str, told: list[str], scheme: str | None) -> None:
-    """And nobody else."""
+    """The scheme of other senders is ignored."""
     assert Proxies(TRUSTED).scheme_of(remote, told) == scheme

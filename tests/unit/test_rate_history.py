@@ -1,4 +1,4 @@
-"""`RateHistory`: rates over time, with zeros where nothing came and gaps where nothing is known."""
+"""`RateHistory`: rates over time, with zeros for a quiet stream and gaps for a lost one."""
 
 from routecast.cli.watch.rate_history import RateHistory
 from routecast.client import Cost, Metrics
@@ -21,7 +21,7 @@ def metrics(total: int, cost: float = 0.0, rate: float | None = None) -> Metrics
 
 
 def test_differences_of_totals_are_rates() -> None:
-    """Decisions a second, dollars a minute; the first numbers say nothing of either."""
+    """Rates are decisions a second and dollars a minute; the first document gives none."""
     clock = Clock()
     history = RateHistory("all", 1.0, clock)
     history.arrived(metrics(10, 1.0))
@@ -31,8 +31,8 @@ def test_differences_of_totals_are_rates() -> None:
     assert list(history.costs) == [15]
 
 
-def test_what_comes_close_together_is_one_sample() -> None:
-    """Else it would be noise."""
+def test_documents_close_together_are_one_sample() -> None:
+    """Separate samples would be noise."""
     clock = Clock()
     history = RateHistory("all", 0.1, clock)
     history.arrived(metrics(0))
@@ -43,7 +43,7 @@ def test_what_comes_close_together_is_one_sample() -> None:
 
 
 def test_a_quiet_stream_is_zero_and_a_lost_one_a_gap() -> None:
-    """When numbers come again after silence, they count from its end; after a loss, from them."""
+    """A rate counts from the last zero after silence, and from the first document after a loss."""
     clock = Clock()
     history = RateHistory("all", 1.0, clock)
     history.arrived(metrics(10))
@@ -63,7 +63,7 @@ def test_a_quiet_stream_is_zero_and_a_lost_one_a_gap() -> None:
 
 
 def test_a_total_that_fell_is_a_gap() -> None:
-    """It is another history."""
+    """The total belongs to another history."""
     clock = Clock()
     history = RateHistory("all", 1.0, clock)
     history.arrived(metrics(10))
@@ -72,8 +72,8 @@ def test_a_total_that_fell_is_a_gap() -> None:
     assert list(history.rates) == [None]
 
 
-def test_of_a_window_it_is_what_the_server_says() -> None:
-    """The rate of the last minute, and the window's cost for each of its minutes."""
+def test_rate_of_a_window_is_that_of_the_server() -> None:
+    """It is the rate of the last minute; the cost is the window's mean cost a minute."""
     clock = Clock()
     history = RateHistory("5m", 1.0, clock)
     history.arrived(metrics(10, 5.0, rate=0.5))

@@ -10,7 +10,7 @@ from routecast.edge.http.refusal_log import LOG_SECONDS, RefusalLog
 
 
 class Timers:
-    """Timers that run when the test says so."""
+    """Timers that run when the test calls `run`."""
 
     def __init__(self) -> None:
         self.due: list[tuple[Callable[[str], None], str]] = []
@@ -26,7 +26,7 @@ class Timers:
 
 
 def test_one_line_for_each_cause(caplog: pytest.LogCaptureFixture) -> None:
-    """The first at once, then one line with a count, then nothing."""
+    """The first refusal is logged at once, and then one line has the count of further ones."""
     registry = CollectorRegistry()
     counter = Counter("refused", "Refused.", ["cause"], registry=registry)
     timers = Timers()

@@ -14,8 +14,8 @@ from routecast.core.render_budget import (
 )
 
 
-def test_a_client_that_was_quiet_may_use_what_it_saved() -> None:
-    """A burst is free; what comes after it has to be waited for."""
+def test_a_client_that_was_quiet_has_time_for_a_burst() -> None:
+    """A burst needs no wait; rendering after it does."""
     budget = RenderBudget()
     budget.charge("a", BURST_SECONDS, 0.0)
     assert budget.wait("a", 0.0) == 0.0
@@ -25,7 +25,7 @@ def test_a_client_that_was_quiet_may_use_what_it_saved() -> None:
 
 
 def test_one_client_does_not_cost_another() -> None:
-    """Whatever the one used, the other may use its own share at once."""
+    """The other client may use its own share at once."""
     budget = RenderBudget()
     budget.charge("greedy", 100.0, 0.0)
     assert budget.wait("greedy", 0.0) > 60
@@ -33,8 +33,8 @@ def test_one_client_does_not_cost_another() -> None:
     assert budget.first(["greedy", "other"], 0.0) == ("other", 0.0)
 
 
-def test_the_first_that_may_pays_for_a_shared_view() -> None:
-    """If none may, it is the one whose turn comes soonest."""
+def test_the_first_client_with_time_pays_for_a_shared_view() -> None:
+    """If none has time, it is the one that has it soonest."""
     budget = RenderBudget()
     budget.charge("a", 3.0, 0.0)
     budget.charge("b", 2.0, 0.0)
@@ -45,8 +45,8 @@ def test_the_first_that_may_pays_for_a_shared_view() -> None:
 
 
 @given(st.integers(1, 60), st.floats(0.005, 0.2))
-def test_all_together_use_no_more_than_their_share(clients: int, cost: float) -> None:
-    """However many clients render whenever they may, most of the core is left to others."""
+def test_all_clients_together_use_a_limited_share(clients: int, cost: float) -> None:
+    """Any number of clients that render whenever they may leave most of the core to other work."""
     budget, now, used, seconds = RenderBudget(), 0.0, 0.0, 20.0
     while now < seconds:
         waits = []
@@ -57,13 +57,13 @@ def test_all_together_use_no_more_than_their_share(clients: int, cost: float) ->
                 used += cost
             waits.append(budget.wait(client, now))
         now += max(min(waits), cost)
-    # What each may save up comes on top, and one render that is over it.
+    # Each may use its saved burst in addition, and exceed it by one render.
     saved = clients * (BURST_SECONDS + 2 * cost)
     assert used <= TOTAL_SHARE * seconds * 1.05 + saved
 
 
-def test_memory_of_clients_has_an_end() -> None:
-    """Those who have paid are forgotten, and of others those who used time longest ago."""
+def test_the_number_of_remembered_clients_is_limited() -> None:
+    """Clients without debt are forgotten, then those that used time longest ago."""
     budget = RenderBudget()
     for number in range(MAX_CLIENTS + 50):
         budget.charge(str(number), 1_000.0, 0.0)
@@ -73,7 +73,7 @@ def test_memory_of_clients_has_an_end() -> None:
 
 
 def test_clients_that_have_paid_take_no_share() -> None:
-    """Also while one that used time before them still has to pay."""
+    """This holds also while an earlier client still has a debt."""
     budget = RenderBudget()
     budget.charge("debtor", 10_000.0, 0.0)
     for number in range(1_000):
@@ -84,8 +84,8 @@ def test_clients_that_have_paid_take_no_share() -> None:
     assert set(budget._paid) == {"debtor", "late"}
 
 
-def test_one_client_takes_no_room_for_each_charge() -> None:
-    """However often it is charged before it has paid."""
+def test_charges_of_one_client_take_constant_memory() -> None:
+    """It may be charged any number of times before its debt is over."""
     budget = RenderBudget()
     for _ in range(1_000):
         budget.charge("a", 1.0, 0.0)

@@ -1,4 +1,4 @@
-"""Renders: documents are made beside other work, in a fair order."""
+"""Renders: views are rendered between other work, in a fair order."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ from tests.support.decisions import NOW, cells_of, kept
 from tests.support.fanout import FanoutHarness
 from tests.support.running_services import PATIENCE, running
 
-# Decisions of this number of strategies take a view this number of turns.
+# Rendering a view of SERIES strategies takes TURNS turns of the event loop.
 TURNS = 5
 SERIES = TURNS * STEPS_AT_ONCE * CELLS_PER_STEP
 GREEDY, MODEST = "192.0.2.1", "192.0.2.2"
@@ -43,7 +43,7 @@ def many_cells() -> Cells:
 
 
 def view(number: int = 0) -> View:
-    """Return a view unlike the others."""
+    """Return a view that differs with each number."""
     return View(provider=frozenset({"gemini", f"p{number}"}))
 
 
@@ -56,7 +56,7 @@ async def ready(fanout: FanoutHarness, asked: View, client: str = MODEST) -> Non
 
 
 async def test_others_have_turns_while_a_view_is_made(fanout: FanoutHarness) -> None:
-    """A view with many series is made in pieces; then its frame can be had at once."""
+    """A view with many series is rendered in steps, and its frame is available after that."""
     turns = 0
 
     async def count() -> None:
@@ -73,13 +73,13 @@ async def test_others_have_turns_while_a_view_is_made(fanout: FanoutHarness) -> 
 
 
 async def test_equal_views_are_made_once(fanout: FanoutHarness) -> None:
-    """All who asked for one are told when it is ready."""
+    """All clients that asked for it are called when it is ready."""
     await asyncio.gather(*(ready(fanout, view(), client) for client in (MODEST, GREEDY) * 20))
     assert fanout.count("renders") == 0  # it is ready; the document is made with the frame
 
 
 async def test_a_client_that_used_its_time_comes_last(fanout: FanoutHarness) -> None:
-    """Whoever asked first; and the plain view waits for nobody."""
+    """The order of requests does not matter, and the plain view waits for no one."""
     fanout.budget.charge(GREEDY, 0.27, fanout.timers.now())
     order: list[str] = []
     done = asyncio.Event()
@@ -93,8 +93,8 @@ async def test_a_client_that_used_its_time_comes_last(fanout: FanoutHarness) -> 
     assert order == ["plain", "modest", "greedy"]
 
 
-async def test_a_view_is_paid_for_by_any_of_those_who_wait(fanout: FanoutHarness) -> None:
-    """A client that used up its time does not keep another one waiting, who wants the same."""
+async def test_a_view_is_paid_by_any_client_that_waits_for_it(fanout: FanoutHarness) -> None:
+    """A client without rendering time does not delay another one that wants the same view."""
     fanout.budget.charge(GREEDY, 100, fanout.timers.now())
     paid = fanout.budget.wait(GREEDY, fanout.timers.now())
     fanout.renders.request(view(), GREEDY, lambda: None)
@@ -105,8 +105,8 @@ async def test_a_view_is_paid_for_by_any_of_those_who_wait(fanout: FanoutHarness
     assert MODEST in fanout.budget._paid
 
 
-async def test_who_asks_twice_is_reported_once(fanout: FanoutHarness) -> None:
-    """So what waits for a view for long takes no more memory each time it asks."""
+async def test_an_equal_request_is_answered_once(fanout: FanoutHarness) -> None:
+    """A client that waits for long takes no more memory with each request."""
     told: list[str] = []
     for name in ("one", "one", "other"):
         fanout.renders.request(view(), MODEST, told.append, name)
@@ -115,7 +115,7 @@ async def test_who_asks_twice_is_reported_once(fanout: FanoutHarness) -> None:
 
 
 async def test_no_client_takes_all_places(fanout: FanoutHarness) -> None:
-    """One that asks for too many views is refused and told when to come back."""
+    """A client that asks for too many views is refused, with a time to try again."""
     for number in range(MAX_WAITING_PER_CLIENT):
         fanout.renders.request(view(number), GREEDY, lambda: None)
     with pytest.raises(Unavailable, match="too many views") as refused:
@@ -126,8 +126,8 @@ async def test_no_client_takes_all_places(fanout: FanoutHarness) -> None:
     await ready(fanout, view(MAX_WAITING_PER_CLIENT), MODEST)
 
 
-async def test_places_have_an_end(fanout: FanoutHarness) -> None:
-    """Of all clients together, too."""
+async def test_the_number_of_places_is_limited(fanout: FanoutHarness) -> None:
+    """The limit is for all clients together."""
     for number in range(MAX_WAITING_VIEWS):
         fanout.renders.request(view(number), f"192.0.2.{number}", lambda: None)
     with pytest.raises(Unavailable, match="too many views"):
@@ -135,7 +135,7 @@ async def test_places_have_an_end(fanout: FanoutHarness) -> None:
 
 
 async def test_a_request_costs_its_client(fanout: FanoutHarness) -> None:
-    """The frame of a client that has no time left is refused; the plain one is not."""
+    """Without rendering time its frame is refused, but not that of the plain view."""
     assert (await fanout.renders.frame(view(), GREEDY)).position == Position("e", 1)
     assert GREEDY in fanout.budget._paid
     fanout.budget.charge(GREEDY, 100, fanout.timers.now())
@@ -146,8 +146,8 @@ async def test_a_request_costs_its_client(fanout: FanoutHarness) -> None:
     assert (await fanout.renders.frame(view(), MODEST)).position == Position("e", 1)
 
 
-async def test_a_view_that_nothing_can_answer_is_done_with(fanout: FanoutHarness) -> None:
-    """It keeps no place, and whoever asked goes on to what the document says."""
+async def test_a_view_without_a_source_leaves_the_queue(fanout: FanoutHarness) -> None:
+    """It keeps no place, and its client gets the error document."""
     fanout.source = None
     await ready(fanout, view())
     assert not fanout.renders._waiting

@@ -39,7 +39,7 @@ OUTCOMES = {
 
 
 def table_of(first_column: str, last_column: str) -> dict[str, str]:
-    """Return what the rows of the page's table with these columns say to do, by first column."""
+    """Return the outcome of each row of the page's table with these columns, by first column."""
     head = rf"^\| {first_column} \|.*\| {re.escape(last_column)} \|\n\|[-|]+\|\n"
     found = re.search(rf"{head}((?:\|.*\n)+)", PAGE, re.MULTILINE)
     assert found, first_column
@@ -49,13 +49,13 @@ def table_of(first_column: str, last_column: str) -> dict[str, str]:
 
 
 def outcome_in(words: str) -> str:
-    """Return the outcome that a cell of the page is about."""
+    """Return the outcome that the text of a cell means."""
     (found,) = {outcome for start, outcome in OUTCOMES.items() if words.startswith(start)}
     return found
 
 
 def numbered(table: dict[str, str]) -> dict[int, str]:
-    """Return the rows that are about codes, one by one."""
+    """Return the rows that have codes, each code with its outcome."""
     return {
         int(number): outcome
         for numbers, outcome in table.items()
@@ -65,7 +65,7 @@ def numbered(table: dict[str, str]) -> dict[int, str]:
 
 
 def test_the_page_lists_the_close_codes_of_the_table() -> None:
-    """No more and no fewer, and each with the same outcome; so does the server's list of them."""
+    """They have the same codes and outcomes, and the server's list has the same codes."""
     page = table_of("close code", "reconnect?")
     assert numbered(page) == CODES
     assert page["any other"] == "retry"
@@ -77,7 +77,7 @@ def test_the_page_lists_the_close_codes_of_the_table() -> None:
     [("producer", "status", "send again?"), ("stream", "refused upgrade", "reconnect?")],
 )
 def test_the_page_lists_the_statuses_of_the_table(reader: str, status: str, answer: str) -> None:
-    """Those without a row of their own fall under `another`. After 422 all is answered for."""
+    """Statuses without a row of their own fall under `another`; 422 answers for all decisions."""
     page = table_of(status, answer)
     below, above = page["another below 500"], page["another from 500 on"]
     own = {
@@ -90,20 +90,20 @@ def test_the_page_lists_the_statuses_of_the_table(reader: str, status: str, answ
 
 
 def test_the_table_has_every_status_that_the_server_refuses_with() -> None:
-    """By its errors, and by its HTTP protocol."""
+    """These are the statuses of its errors, and of its HTTP protocol."""
     reasons = [found for found in vars(http_protocol).values() if isinstance(found, Reason)]
     sent = {*STATUS_OF.values(), *(reason.status for reason in reasons)}
     assert sent <= {row["status"] for row in ANSWERS["http"] if row["by"] == "routecast"}
 
 
 def test_every_close_code_has_its_outcome() -> None:
-    """One that is not listed may pass."""
+    """A code that is not listed is temporary."""
     for code in range(1000, 5000):
         assert after_close(code) == CODES.get(code, "retry"), code
 
 
 def test_every_status_has_its_outcome() -> None:
-    """By its giver: only Routecast's own answers are final."""
+    """Only answers of Routecast itself are final."""
     for row in ANSWERS["http"]:
         own = row["by"] == "routecast"
         if row["producer"] not in (None, "done"):
@@ -113,32 +113,32 @@ def test_every_status_has_its_outcome() -> None:
 
 
 @pytest.mark.parametrize("row", ANSWERS["delays"], ids=str)
-def test_how_long_it_stays_away_after_a_close(row: dict[str, object]) -> None:
-    """As the table says."""
+def test_the_delay_after_a_close_is_that_of_the_table(row: dict[str, object]) -> None:
+    """A goodbye, a reason and a code decide it."""
     code, reason, goodbye_ms = row["code"], row["reason"], row["goodbye_ms"]
     found = close_verdict(code, reason, goodbye_ms)  # type: ignore[arg-type]
     assert (found.seconds, found.exact) == (row["seconds"], row["exact"])
     assert found.outcome == after_close(code)  # type: ignore[arg-type]
 
 
-def test_the_reason_that_the_server_gives_is_understood() -> None:
-    """And a person is not shown it."""
+def test_the_delay_in_a_close_reason_is_read() -> None:
+    """The text for people does not have it."""
     assert close_verdict(CloseCode.RESTART, close_reason(1830)).seconds == 1.83
     assert without_reconnect_after(close_reason(1830)) == ""
     assert without_reconnect_after("because") == "because"
 
 
 @pytest.mark.parametrize("row", ANSWERS["retry_after"], ids=str)
-def test_retry_after_is_read(row: dict[str, object]) -> None:
-    """As the table says."""
+def test_retry_after_is_read_as_the_table_says(row: dict[str, object]) -> None:
+    """Seconds are read, up to the limit; any other text counts as 0."""
     assert retry_after(str(row["text"])) == row["seconds"]
 
 
 # -- delays -------------------------------------------------------------------------------------
 
 
-def test_the_bound_doubles_up_to_the_longest() -> None:
-    """And begins again after a success."""
+def test_the_limit_doubles_up_to_the_longest() -> None:
+    """It starts again after a success."""
     backoff = Backoff(first=1, longest=5, draw=no_jitter)
     assert [backoff.next() for _ in range(5)] == [1, 2, 4, 5, 5]
     backoff.reset()
@@ -146,20 +146,20 @@ def test_the_bound_doubles_up_to_the_longest() -> None:
 
 
 @given(st.integers(0, 5000), st.floats(0, 100))
-def test_a_delay_lies_anywhere_under_the_bound(failures: int, least: float) -> None:
-    """On top of what the server asked for, after however many failures."""
+def test_a_delay_lies_between_the_least_and_the_limit(failures: int, least: float) -> None:
+    """It is added to the delay that the server asked for, after any number of failures."""
     delay = Backoff(first=1, longest=30, failures=failures).next(least)
     assert least <= delay <= least + 30
 
 
 def test_delays_are_spread() -> None:
-    """Clients that lost a server together come back apart: the delays fill the range."""
+    """Clients that lost a server together reconnect at different times in the whole range."""
     delays = [Backoff(first=1).next() for _ in range(1000)]
     assert all(sum(low <= delay < low + 0.1 for delay in delays) > 30 for low in (0, 0.4, 0.9))
 
 
-def test_a_moment_of_its_own_is_kept_exactly() -> None:
-    """The server spread its clients already; it is no failure, so the next delay is the first."""
+def test_an_exact_delay_is_used_as_it_is() -> None:
+    """The server spread its clients already; it counts as no failure."""
     backoff = Backoff(first=1, draw=no_jitter)
     assert backoff.after(Verdict(Outcome.RETRY, 1.83, exact=True)) == 1.83
     assert backoff.after(Verdict(Outcome.RETRY, 60)) == 61

@@ -19,7 +19,7 @@ def bucket_of(some: Sequence[DecisionRecord]) -> PeriodCells:
 
 
 def loaded_of(some: Sequence[DecisionRecord]) -> PeriodCells:
-    """The same, as a store gives it: with histograms that nobody looked into yet."""
+    """Return cells as a store gives them, with histograms that were not unpacked yet."""
     return {key: Sums.from_row(sums.row()) for key, sums in bucket_of(some).items()}
 
 
@@ -34,7 +34,7 @@ def merged(*periods: PeriodCells) -> PeriodCells:
 
 
 def test_fields_are_read_by_their_names() -> None:
-    """Several at once, as a slice: a field that is added between them must not shift the others."""
+    """Slices of fields must not shift when a field is added between them."""
     decision = kept(1, model="opus", reason="cheap", project="counted", owner="sender")
     assert key_of(decision) == Key(*(getattr(decision, name) for name in Key._fields))
     assert values_of(decision) == tuple(getattr(decision, name) for name in VALUE_FIELDS)
@@ -43,7 +43,7 @@ def test_fields_are_read_by_their_names() -> None:
 
 
 def test_methods_of_sums_leave_out_no_column() -> None:
-    """Each names all of them, for speed: one that is added must be added to each."""
+    """Methods name all columns, for speed, so a new one must be added to each."""
     values = range(1, len(Sums.SCALARS) + 1)
     sums, zero = Sums(), Sums()
     for name, value in zip(Sums.SCALARS, values, strict=True):
@@ -58,7 +58,7 @@ def test_methods_of_sums_leave_out_no_column() -> None:
 
 @given(decisions)
 def test_cells_are_the_sums_of_their_decisions(some: list[DecisionRecord]) -> None:
-    """By minute, by hour and in all."""
+    """This holds for each minute, each hour and the total."""
     cells = cells_of(some)
     for periods, length in ((cells.minutes, MINUTE), (cells.hours(), HOUR)):
         assert set(periods) == {d.decided // length for d in some}
@@ -68,10 +68,10 @@ def test_cells_are_the_sums_of_their_decisions(some: list[DecisionRecord]) -> No
 
 
 @given(decisions, decisions)
-def test_counting_in_two_steps_is_counting_in_one(
+def test_counting_in_two_steps_equals_one(
     first: list[DecisionRecord], rest: list[DecisionRecord]
 ) -> None:
-    """Cells may be added to, as by the batches of one commit."""
+    """The batches of one commit are added to the same cells."""
     cells = Cells()
     cells.add(first)
     cells.add(iter(rest))
@@ -82,7 +82,7 @@ def test_counting_in_two_steps_is_counting_in_one(
 def test_merge_is_commutative_and_associative(
     a: list[DecisionRecord], b: list[DecisionRecord], c: list[DecisionRecord]
 ) -> None:
-    """So it does not matter which node or period adds what first."""
+    """Nodes and periods may add deltas in any order."""
     x, y, z = bucket_of(a), bucket_of(b), bucket_of(c)
     assert merged(x, y) == merged(y, x)
     assert merged(merged(x, y), z) == merged(x, merged(y, z))
@@ -90,7 +90,7 @@ def test_merge_is_commutative_and_associative(
 
 
 def subtract(bucket: PeriodCells, cells: PeriodCells) -> None:
-    """Take each key's sums out of a bucket's; keys without a decision leave it."""
+    """Subtract each key's sums from those of a period; keys without decisions are removed."""
     for key, sums in cells.items():
         bucket[key].subtract(sums)
         if not bucket[key].count:
@@ -99,7 +99,7 @@ def subtract(bucket: PeriodCells, cells: PeriodCells) -> None:
 
 @given(decisions, decisions)
 def test_subtract_undoes_merge(a: list[DecisionRecord], b: list[DecisionRecord]) -> None:
-    """No key, no empty bin is left behind."""
+    """No key and no empty bin stay."""
     cells = merged(bucket_of(a), bucket_of(b))
     subtract(cells, bucket_of(b))
     assert cells == bucket_of(a)
@@ -108,10 +108,10 @@ def test_subtract_undoes_merge(a: list[DecisionRecord], b: list[DecisionRecord])
 
 
 @given(decisions, decisions)
-def test_merging_leaves_what_was_merged_alone(
+def test_merging_does_not_change_what_is_merged(
     a: list[DecisionRecord], b: list[DecisionRecord]
 ) -> None:
-    """A bucket never shares its sums with another one."""
+    """A period never shares its sums with another one."""
     source = bucket_of(a)
     cells: PeriodCells = {}
     merge_cells(cells, source)
@@ -121,8 +121,8 @@ def test_merging_leaves_what_was_merged_alone(
 
 
 @given(decisions)
-def test_row_comes_back(some: list[DecisionRecord]) -> None:
-    """As the store writes and reads them; also when the histogram is never looked into."""
+def test_sums_from_a_row_equal_those_before(some: list[DecisionRecord]) -> None:
+    """This holds also if the histogram is never unpacked."""
     for sums in bucket_of(some).values():
         row = sums.row()
         assert len(row) == len(Sums.COLUMNS)
@@ -134,10 +134,10 @@ def test_row_comes_back(some: list[DecisionRecord]) -> None:
 @pytest.mark.parametrize("into", [bucket_of, loaded_of])
 @pytest.mark.parametrize("added", [bucket_of, loaded_of])
 @given(a=decisions, b=decisions)
-def test_sums_from_rows_are_as_those_counted(
+def test_sums_from_rows_behave_like_counted_ones(
     into: Made, added: Made, a: list[DecisionRecord], b: list[DecisionRecord]
 ) -> None:
-    """Loaded or counted, they merge, come out again and are equal; and what is added stays."""
+    """They merge, subtract and compare equally, and an added one is not changed."""
     cells, other = into(a), added(b)
     merge_cells(cells, other)
     assert_sums(cells, a + b)
@@ -148,7 +148,7 @@ def test_sums_from_rows_are_as_those_counted(
 
 @given(decisions, decisions)
 def test_a_copy_of_loaded_sums_is_its_own(a: list[DecisionRecord], b: list[DecisionRecord]) -> None:
-    """Whether its histogram was looked into before it was copied, after, or never."""
+    """Its histogram may be unpacked before the copy, after it, or never."""
     for look in (False, True):
         loaded = loaded_of(a)
         if look:
@@ -161,7 +161,7 @@ def test_a_copy_of_loaded_sums_is_its_own(a: list[DecisionRecord], b: list[Decis
 
 
 def test_row_has_the_order_of_its_columns() -> None:
-    """The order is the database's: each value under its name."""
+    """The order is that of the database, with each value under its name."""
     sums = bucket_of([kept(0, fallback=True, cost=7)])[Key(*kept()[1:7])]
     named = dict(zip(Sums.COLUMNS, sums.row(), strict=True))
     assert named.pop("latency_bins") == b"\x81\xcc\xe6\x01"
@@ -182,13 +182,13 @@ def test_row_has_the_order_of_its_columns() -> None:
     }
 
 
-def test_key_is_the_part_of_a_decision_that_is_not_summed() -> None:
-    """Cells take the key by place: the names must stand in the same order in both."""
+def test_key_has_the_first_fields_of_a_decision() -> None:
+    """Cells read the key as a slice, so both must have the same order."""
     assert DecisionRecord._fields[1:7] == Key._fields
 
 
 def test_sums_differ_by_their_histogram_alone() -> None:
-    """Equal totals of different latencies are not equal."""
+    """Equal totals of different latencies are different sums."""
     same = [kept(n, latency=latency) for n, latency in enumerate((100, 300))]
     other = [kept(n, latency=200) for n in range(2)]
     assert bucket_of(same) != bucket_of(other)

@@ -12,7 +12,7 @@ from routecast.cli.replay.row_reader import BrokenRow, Record, RowFile, Unreadab
 
 
 def read(path: Path, content: bytes) -> list[Record | BrokenRow]:
-    """Read all of some content."""
+    """Read all rows of a content."""
     path.write_bytes(content)
     rows = RowFile(str(path))
     try:
@@ -23,14 +23,14 @@ def read(path: Path, content: bytes) -> list[Record | BrokenRow]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file whose name tells nothing."""
+    """A path whose name says nothing about the format."""
     return tmp_path / "file"
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
-def test_csv_of_every_dialect(path: Path, delimiter: str, ending: str) -> None:
-    """The header's own delimiter, any line ending, a byte order mark, blank lines, quotes."""
+def test_csv_of_every_dialect_is_read(path: Path, delimiter: str, ending: str) -> None:
+    """Delimiters, line endings, byte order marks, blank lines and quotes may differ."""
     lines = (
         "",
         delimiter.join(['"a, b"', " c "]),
@@ -60,15 +60,15 @@ def test_csv_of_every_dialect(path: Path, delimiter: str, ending: str) -> None:
     ],
     ids=["sep", "quoted-sep", "spaces", "ends", "row-ends", "head-ends", "mac", "utf-16", "bom"],
 )
-def test_what_programs_write(path: Path, content: bytes) -> None:
-    """Excel's line of the separator, spaces after delimiters, delimiters at the end of rows."""
+def test_files_of_common_programs_are_read(path: Path, content: bytes) -> None:
+    """Excel writes a `sep` line; others write spaces or extra delimiters."""
     (row,) = read(path, content)
     assert isinstance(row, Record)
     assert row.cells == {"a": "1,5", "b": "x"}
 
 
 def test_values_of_mongodb_are_unwrapped(path: Path) -> None:
-    """What extended JSON wraps is the value; other objects stay objects."""
+    """A wrapper of extended JSON is replaced by its value; other objects stay objects."""
     (row,) = read(
         path,
         b'{"_id":{"$oid":"6"},"at":{"$date":{"$numberLong":"1769862890789"}},'
@@ -83,14 +83,14 @@ def test_values_of_mongodb_are_unwrapped(path: Path) -> None:
     }
 
 
-def test_columns_without_a_name_or_with_the_same(path: Path) -> None:
-    """Each column can be named apart."""
+def test_columns_without_a_name_or_with_equal_names(path: Path) -> None:
+    """Each column gets a name of its own."""
     (row,) = read(path, b"a,,a\n1,2,3")
     assert row == Record(2, {"a": "1", "column 2": "2", "a (3)": "3"})
 
 
 def test_numbers_of_json_are_exact(path: Path) -> None:
-    """A number has the digits that were written; whole ones are int."""
+    """A number has all digits that were written; whole ones are int."""
     (row,) = read(path, b'{"a":0.1234567890123456789,"b":9.6e-05,"c":7,"d":{"e":null}}\n')
     assert isinstance(row, Record)
     assert dict(row.cells) == {
@@ -117,7 +117,7 @@ def test_numbers_of_json_are_exact(path: Path) -> None:
 def test_broken_lines_do_not_stop_the_others(
     path: Path, content: bytes, line: int, words: str
 ) -> None:
-    """What is wrong with a line is told with its number; the rest is read."""
+    """The error has the number of the line, and the other lines are read."""
     good, broken = read(path, content)
     assert isinstance(good, Record)
     assert isinstance(broken, BrokenRow)
@@ -125,14 +125,14 @@ def test_broken_lines_do_not_stop_the_others(
     assert words in broken.error
 
 
-def test_after_a_broken_line_the_next_is_read(path: Path) -> None:
-    """Also where quoting itself is broken."""
+def test_the_line_after_a_broken_one_is_read(path: Path) -> None:
+    """This holds also if the quotes are broken."""
     rows = read(path, b'a,b\n"x"y,1\n2,3\n')
     assert [type(row) for row in rows] == [BrokenRow, Record]
 
 
-def test_what_holds_no_rows_is_said_at_once(path: Path) -> None:
-    """Before anything else is done with it."""
+def test_a_file_without_rows_is_refused_when_it_is_opened(path: Path) -> None:
+    """Nothing else is done with it before."""
     path.write_bytes(b"\x00\x01")
     with pytest.raises(Unreadable, match="neither CSV nor JSON lines"):
         RowFile(str(path))
@@ -140,7 +140,7 @@ def test_what_holds_no_rows_is_said_at_once(path: Path) -> None:
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
 def test_a_large_file_is_never_in_memory(path: Path, pack: Any) -> None:
-    """Rows are a stream: 3 MB of them need a small part of that."""
+    """3 MB of rows take a small part of that memory."""
     content = b"a,b\n" + (b"0123456789" * 10 + b"," + b"0123456789" * 10 + b"\n") * 15_000
     path.write_bytes(pack(content))
     rows = RowFile(str(path))

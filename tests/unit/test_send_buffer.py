@@ -21,7 +21,7 @@ def seqs(messages: list[BusMessage]) -> list[int]:
 
 
 def test_messages_come_out_in_order() -> None:
-    """All of them, once."""
+    """Each comes out once."""
     outbox = DropOldestBuffer()
     for seq in range(10):
         outbox.put(message(seq))
@@ -30,8 +30,8 @@ def test_messages_come_out_in_order() -> None:
     assert outbox.take() == []
 
 
-def test_a_batch_is_bounded() -> None:
-    """By bytes; a message larger than a batch goes alone."""
+def test_a_batch_is_limited_in_bytes() -> None:
+    """A message larger than the limit is a batch of its own."""
     outbox = DropOldestBuffer()
     for seq in range(3):
         outbox.put(message(seq, 2 * BATCH_BYTES))
@@ -39,8 +39,8 @@ def test_a_batch_is_bounded() -> None:
     assert seqs(outbox.take()) == [1]
 
 
-def test_what_is_put_back_comes_first() -> None:
-    """In its old order, before what came meanwhile."""
+def test_messages_that_are_put_back_come_first() -> None:
+    """They keep their order, and come before later messages."""
     outbox = DropOldestBuffer()
     outbox.put(message(1))
     outbox.put(message(2))
@@ -60,7 +60,7 @@ def test_what_is_put_back_comes_first() -> None:
     )
 )
 def test_oldest_are_dropped_and_counted(steps: list[tuple[str, int]]) -> None:
-    """Whatever happens: within the bound, none lost unseen, the newest always kept."""
+    """The rest is within the limit and the newest, and every other message was sent or counted."""
     dropped: list[None] = []
     outbox = DropOldestBuffer(lambda: dropped.append(None))
     put = sent = 0

@@ -31,28 +31,28 @@ DATA = Path(
     os.environ.get("ROUTECAST_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data")
 )
 DRAWS = 200_000
-# Of a sample this large, the share below a quantile strays by less than this.
+# In a sample of this size, the share below a quantile is wrong by less than this.
 SHARE_TOLERANCE = 0.005
 SERVICES = {"conv": CHAT, "code": CODE}
 NOW = 1_700_000_000_000_000
 
 
 def share_below(values: Sequence[float], limit: float) -> float:
-    """Return which part of the values is not over a limit."""
+    """Return the share of the values that are at most the limit."""
     return sum(value <= limit for value in values) / len(values)
 
 
 @pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 @pytest.mark.parametrize("figure", ["gaps", "prompts", "answers"])
-def test_draws_have_the_quantiles_they_are_drawn_from(service: Service, figure: str) -> None:
-    """Each known share of the draws is at or below its figure, and all are within the extremes."""
+def test_draws_have_the_quantiles_of_their_service(service: Service, figure: str) -> None:
+    """The share of draws up to each quantile is right, and all draws are within the extremes."""
     quantiles: Quantiles = getattr(service, figure)
     rng = random.Random(7)
     drawn = [draw(quantiles, rng) for _ in range(DRAWS)]
     assert quantiles[0] <= min(drawn)
     assert max(drawn) <= quantiles[-1]
     for index, figure_at in enumerate(quantiles[:-1]):
-        # Equal neighbours are one step of the distribution: its upper end is what counts.
+        # Equal quantiles are one step of the distribution, whose upper end counts.
         share = max(
             s for s, value in zip(ARRIVAL_SHARES, quantiles, strict=True) if value == figure_at
         )
@@ -60,8 +60,8 @@ def test_draws_have_the_quantiles_they_are_drawn_from(service: Service, figure: 
 
 
 @pytest.mark.parametrize(("name", "service"), SERVICES.items(), ids=SERVICES)
-def test_figures_are_those_of_the_traces(name: str, service: Service) -> None:
-    """The constants are the files' own quantiles, and draws have the files' mean and spread."""
+def test_quantiles_are_those_of_the_traces(name: str, service: Service) -> None:
+    """The constants are the quantiles of the files; draws have the mean and spread of the files."""
     path = DATA / f"azure_llm_{name}_2023.csv"
     if not path.exists():
         skip_without("the Azure traces", "set ROUTECAST_SHARED_DATA to their folder")
@@ -98,20 +98,20 @@ def _trace(path: Path) -> tuple[list[float], list[float], list[float]]:
 
 
 def some(seed: int, rate: float = NATURAL_RATE) -> Iterator[tuple[float, dict[str, object]]]:
-    """Return the first thousands of arrivals of a seed."""
+    """Return the first 20,000 arrivals of a seed."""
     return islice(arrivals(seed, rate), 20_000)
 
 
 def test_the_same_seed_gives_the_same_traffic() -> None:
-    """Traffic can be told again; another seed tells another story."""
-    told = list(some(1))
-    assert list(some(1)) == told
-    assert list(some(2)) != told
+    """Another seed gives other traffic."""
+    first = list(some(1))
+    assert list(some(1)) == first
+    assert list(some(2)) != first
 
 
 @pytest.mark.parametrize("rate", [NATURAL_RATE, 50.0])
-def test_arrivals_come_in_order_at_the_rate_asked_for_and_in_bursts(rate: float) -> None:
-    """On average the rate is as asked; counts a second vary far more than independent arrivals."""
+def test_arrivals_have_the_given_rate_and_come_in_bursts(rate: float) -> None:
+    """Times rise, and counts a second vary far more than those of independent arrivals."""
     times = [at for at, _ in some(5, rate)]
     assert times == sorted(times)
     assert len(times) / times[-1] == pytest.approx(rate, rel=0.15)
@@ -123,7 +123,7 @@ def test_arrivals_come_in_order_at_the_rate_asked_for_and_in_bursts(rate: float)
 
 
 def test_every_decision_is_a_valid_one_of_the_demo_project() -> None:
-    """A server takes all of them; they are labelled, and every kind a page shows is among them."""
+    """A server accepts all of them, and each kind that the dashboard shows is among them."""
     decisions = [decision for _, decision in some(11)]
     assert {decision["project"] for decision in decisions} == {"demo"}
     rules = Rules(price=GenaiPrices().cost)

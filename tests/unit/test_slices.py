@@ -1,4 +1,4 @@
-"""Slices: long works take turns on the event loop, one in each turn."""
+"""Slices: long work takes turns on the event loop, one slice in each turn."""
 
 import asyncio
 from itertools import pairwise
@@ -10,8 +10,8 @@ from routecast import slices as module
 from routecast.slices import Slices
 
 
-async def test_one_slice_in_each_turn_of_the_loop() -> None:
-    """Whoever else is ready runs between any two slices, of whichever work."""
+async def test_one_slice_runs_in_each_turn_of_the_loop() -> None:
+    """Other ready tasks run between any two slices, also of different work."""
     slices = Slices()
     seen: list[str] = []
 
@@ -33,8 +33,8 @@ async def test_one_slice_in_each_turn_of_the_loop() -> None:
     assert all("." in pair for pair in pairwise(seen))
 
 
-async def test_a_work_that_is_cancelled_costs_no_turn() -> None:
-    """The next one has it."""
+async def test_cancelled_work_costs_no_turn() -> None:
+    """The next work gets its turn."""
     slices = Slices()
     gone = asyncio.create_task(slices.turn())
     stays = asyncio.create_task(slices.turn())
@@ -47,7 +47,7 @@ async def test_a_work_that_is_cancelled_costs_no_turn() -> None:
 
 
 async def test_slices_leave_room_to_short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a while after one came, the loop is free between two slices, whoever waits for them."""
+    """For a while after such a request, the loop is free between two slices."""
     slices, loop = Slices(), asyncio.get_running_loop()
     delays: list[float] = []
     call_later = loop.call_later

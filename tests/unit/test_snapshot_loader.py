@@ -1,4 +1,4 @@
-"""Loading snapshots: from a good cache, else from the database, which is read once."""
+"""Loading snapshots: from a good cache, otherwise from the database, which one node reads."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ from tests.support.decisions import HOUR, NOW, assert_sums, kept
 
 
 class BrittleCache(MemoryCache):
-    """A cache that can fail."""
+    """A cache that fails while `failing` is set."""
 
     failing = False
 
@@ -31,19 +31,19 @@ class BrittleCache(MemoryCache):
 
 @pytest.fixture
 def cache(clock: HeldClock) -> BrittleCache:
-    """An empty cache that keeps things for 30 seconds of the clock."""
+    """An empty cache that keeps snapshots for 30 seconds of the clock."""
     return BrittleCache(clock, 30)
 
 
 @pytest.fixture
 def timers() -> HeldTimers:
-    """Timers that ring when a test says so."""
+    """Timers that run when a test moves the clock."""
     return HeldTimers()
 
 
 @pytest.fixture
 def cluster(timers: HeldTimers) -> MemoryCluster:
-    """A cluster in which nothing is claimed, on the held clock."""
+    """A cluster without claims, on the held clock."""
     return MemoryCluster(timers.now)
 
 
@@ -57,14 +57,14 @@ def loader(
     timers: HeldTimers,
     instruments: Instruments,
 ) -> SnapshotLoader:
-    """Sources of an empty database."""
+    """A loader on an empty database."""
     return SnapshotLoader(store, cache, bus, cluster, clock, timers, instruments, Topology())
 
 
-async def test_snapshot_of_a_clock_ahead_is_not_waited_for(
+async def test_snapshot_of_a_clock_ahead_is_not_used(
     loader: SnapshotLoader, store: SqliteStore, cache: BrittleCache, cluster: MemoryCluster
 ) -> None:
-    """It holds the minutes of another hour, and so might what another node loads."""
+    """It has the minutes of another hour, and so may have the one that another node loads."""
     done = await store.commit([[kept(1)]], NOW)
     await cache.put(Snapshot(done.position, NOW + HOUR))
     await cluster.claim("load", LOAD_SECONDS)  # as another node
@@ -73,10 +73,10 @@ async def test_snapshot_of_a_clock_ahead_is_not_waited_for(
     assert_sums(snapshot.total, [kept(1)])
 
 
-async def test_node_that_loads_is_waited_for(
+async def test_loader_waits_for_another_node_that_loads(
     loader: SnapshotLoader, cache: BrittleCache, cluster: MemoryCluster, timers: HeldTimers
 ) -> None:
-    """Another one reads the database; what it caches is taken."""
+    """The other node reads the database, and its cached snapshot is used."""
     await cluster.claim("load", LOAD_SECONDS)
     load = asyncio.create_task(loader.load(None))
     await timers.pass_time(LOAD_SECONDS / 2)
@@ -85,10 +85,10 @@ async def test_node_that_loads_is_waited_for(
     assert (await load).position == Position("e", 4711)
 
 
-async def test_node_that_loads_is_not_waited_for_longer_than_its_claim(
+async def test_loader_waits_at_most_as_long_as_the_claim(
     loader: SnapshotLoader, store: SqliteStore, cluster: MemoryCluster, timers: HeldTimers
 ) -> None:
-    """It may have been killed: then another node reads the database."""
+    """The other node may have been killed; then this node reads the database."""
     done = await store.commit([[kept(1)]], NOW)
     await cluster.claim("load", LOAD_SECONDS)
     load = asyncio.create_task(loader.load(None))
@@ -101,7 +101,7 @@ async def test_node_that_loads_is_not_waited_for_longer_than_its_claim(
 async def test_cache_that_failed_is_tried_again(
     loader: SnapshotLoader, cache: BrittleCache
 ) -> None:
-    """Nobody may have asked it since; it is not called failing for ever."""
+    """A failing cache is asked again although nothing else uses it."""
     cache.failing = True
     assert await loader.from_cache() is None
     await loader.recheck()
@@ -111,10 +111,10 @@ async def test_cache_that_failed_is_tried_again(
     assert not loader.cache_failing
 
 
-async def test_snapshot_ahead_of_the_database_is_of_another_history(
+async def test_snapshot_ahead_of_the_database_is_not_used(
     loader: SnapshotLoader, store: SqliteStore, cache: BrittleCache
 ) -> None:
-    """A database that was restored with its epoch gives the same numbers to other commits."""
+    """A database restored with its epoch gives used positions to other commits."""
     done = await store.commit([[kept(1)]], NOW)
     await cache.put(Snapshot(Position(done.position.epoch, 8000), NOW))
     snapshot = await loader.load(done.position)
@@ -126,20 +126,20 @@ async def test_snapshot_ahead_of_the_database_is_of_another_history(
     assert held.position == snapshot.position
 
 
-async def test_snapshot_ahead_is_all_there_is_without_a_database(
+async def test_snapshot_ahead_is_used_without_a_database(
     loader: SnapshotLoader, store: SqliteStore, cache: BrittleCache
 ) -> None:
-    """Then nothing says that it is wrong."""
+    """Without the database nothing shows that it is wrong."""
     done = await store.commit([[kept(1)]], NOW)
     await store.close()
     await cache.put(Snapshot(Position(done.position.epoch, 8000), NOW))
     assert (await loader.load(None)).position.seq == 8000
 
 
-async def test_cached_snapshot_of_another_epoch_than_the_database(
+async def test_cached_snapshot_of_another_epoch_is_not_used(
     loader: SnapshotLoader, cache: BrittleCache
 ) -> None:
-    """The database has the last word, whatever others cache."""
+    """The epoch of the database decides."""
     await cache.put(Snapshot(Position("before", 5), NOW))
     assert await loader.from_cache() is not None
     loader.epoch = "now"

@@ -28,7 +28,7 @@ def sample(instruments: Instruments, what: str, service: str) -> float | None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses that no test has to wait for."""
+    """Short pauses."""
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(module, "LONGEST_PAUSE", 0.01)
     monkeypatch.setattr(module, "STEADY_SECONDS", 0.5)
@@ -39,7 +39,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_service_that_crashes_is_started_again(
     instruments: Instruments, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
-    """It is told until it has run for a while; its cause is logged once, and never shown."""
+    """It is `failing` until it has run for a while; the cause is logged once, and not shown."""
     supervisor, runs = Supervisor(instruments), 0
 
     async def run() -> None:
@@ -67,8 +67,8 @@ async def test_service_that_crashes_is_started_again(
 
 
 @pytest.mark.usefixtures("quick")
-async def test_service_that_ends_by_itself_is_left_alone(instruments: Instruments) -> None:
-    """As ingest does at the end, when all that waited is committed."""
+async def test_service_that_may_end_is_not_started_again(instruments: Instruments) -> None:
+    """Ingest ends at a stop, when all waiting batches are committed."""
     supervisor, runs = Supervisor(instruments), 0
 
     async def run() -> None:
@@ -83,7 +83,7 @@ async def test_service_that_ends_by_itself_is_left_alone(instruments: Instrument
 
 @pytest.mark.usefixtures("quick")
 async def test_service_that_must_not_end_is_started_again(instruments: Instruments) -> None:
-    """One that returns is as good as one that crashed."""
+    """Returning counts as a crash."""
     supervisor, runs = Supervisor(instruments), 0
 
     async def run() -> None:
@@ -101,7 +101,7 @@ async def test_service_that_must_not_end_is_started_again(instruments: Instrumen
 async def test_vital_service_is_down_until_it_is_started_again(
     instruments: Instruments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between a crash and the next start nothing that needs it can be done; others only degrade."""
+    """Meanwhile nothing that needs it works; another crashed service only degrades the node."""
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.2)
     supervisor, up = Supervisor(instruments), asyncio.Event()
 
@@ -128,10 +128,10 @@ async def test_vital_service_is_down_until_it_is_started_again(
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("error", [OverflowError(), BadSettings("no such database")])
-async def test_what_cannot_be_started_again_is_given_up(
+async def test_hopeless_services_end_the_process(
     instruments: Instruments, error: Exception
 ) -> None:
-    """A vital service that crashes again and again, and a setting that no start will mend."""
+    """A vital service crashes each time, or a setting is wrong."""
     told: list[str] = []
     supervisor = Supervisor(instruments, told.append)
 
@@ -149,7 +149,7 @@ async def test_what_cannot_be_started_again_is_given_up(
     await asyncio.wait([task])
 
 
-async def test_part_that_is_cancelled_from_within_is_a_crash() -> None:
+async def test_part_that_cancels_itself_is_a_crash() -> None:
     """A task group would go on without it."""
 
     async def part() -> None:
@@ -162,7 +162,7 @@ async def test_part_that_is_cancelled_from_within_is_a_crash() -> None:
 async def test_service_that_does_not_end_is_left_behind(
     instruments: Instruments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process is to end nevertheless."""
+    """The process ends nevertheless."""
     monkeypatch.setattr(module, "SERVICE_END_SECONDS", 0.05)
     supervisor, free = Supervisor(instruments), asyncio.Event()
 
@@ -177,10 +177,10 @@ async def test_service_that_does_not_end_is_left_behind(
     await until(lambda: all(task.get_name() != "bus" for task in asyncio.all_tasks()))
 
 
-async def test_failure_at_one_piece_of_work(
+async def test_failed_piece_of_work_is_reported(
     instruments: Instruments, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Errors that are meant for users are shown as they are, and each cause is logged once."""
+    """Errors for users are shown with their text, and each cause is logged once."""
     supervisor = Supervisor(instruments)
     for _ in range(3):
         supervisor.failed("summaries", Unavailable("it is away"), "one hour")

@@ -41,7 +41,7 @@ ALLOWED = [
     "می‌خواهم",  # Persian, with U+200C
     "नमस्ते",
     "שלום",
-    "\u0600١",  # a sign that stands before a number
+    "\u0600١",  # a sign before a number
     "\U000105c0",  # not assigned in every Unicode that Python may know
 ]
 BLANK = [" ", "\u00a0", "\u3000 ", "\u3164", "\u2800", "\u0301", "\ufe0f"]
@@ -55,7 +55,7 @@ def read(flaws: list[Flaw] | None = None, /, **fields: str) -> DecisionRecord:
 
 
 def assert_not_kept(field: str, text: str, rule: str) -> None:
-    """A required name is refused with the rule; others are not kept, and an id as its hash."""
+    """Assert that a required name is refused, an id hashed, and another field left out."""
     if field in ("strategy", "provider"):
         with pytest.raises(Invalid, match=f"^{field}: {rule}"):
             read(**{field: text})
@@ -72,8 +72,8 @@ def assert_not_kept(field: str, text: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_names_and_ids_hold_nothing_that_disturbs(field: str) -> None:
-    """Controls, bidirectional controls, invisible characters: the error names field and code."""
+def test_names_and_ids_have_no_invisible_or_control_characters(field: str) -> None:
+    """Bidirectional controls are refused, too; the error has the field and the code point."""
     for character in (*BIDI, *CONTROLS, *INVISIBLE):
         for text in (f"a{character}b", character, f"{character}a", f"a{character}"):
             assert_not_kept(field, text, rf".*U\+{ord(character):04X}")
@@ -81,8 +81,8 @@ def test_names_and_ids_hold_nothing_that_disturbs(field: str) -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_names_and_ids_can_be_seen(field: str) -> None:
-    """Spaces, fillers and marks with nothing below them are no name."""
+def test_names_and_ids_have_a_visible_character(field: str) -> None:
+    """Spaces, fillers, and marks without a letter below them are no name."""
     for text in BLANK:
         assert_not_kept(field, text, "must contain a visible character$")
     for text in ("\u200d", "a\u200d", "\u200ca"):
@@ -91,15 +91,15 @@ def test_names_and_ids_can_be_seen(field: str) -> None:
 
 @pytest.mark.parametrize("text", ALLOWED)
 def test_every_script_and_emoji_is_allowed(text: str) -> None:
-    """And kept as it is, where it is in normal form C."""
+    """Names are stored in normal form C."""
     for field in FIELDS:
         kept = getattr(read(**{field: text}), field)
         assert kept == unicodedata.normalize("NFC", text)
     assert shown(text) == text
 
 
-def test_equal_names_are_one() -> None:
-    """Names are kept in normal form C; ids are kept as they are sent, and reasons."""
+def test_spellings_of_a_name_are_stored_as_one() -> None:
+    """Names are stored in normal form C; ids and reasons are stored unchanged."""
     composed, apart = "Ä", "A\u0308"
     for field in ("strategy", "provider", "model", "project"):
         assert getattr(read(**{field: apart}), field) == composed
@@ -109,7 +109,7 @@ def test_equal_names_are_one() -> None:
 
 
 def test_reason_is_free_text() -> None:
-    """Lines, tabs and marks of direction belong to texts that people and models write."""
+    """Lines, tabs and direction marks are allowed in texts of people and models."""
     assert read(reason="a\n\tb\u200f").reason == "a\n\tb\u200f"
     for bad in ("\0", "\ud800"):
         flaws: list[Flaw] = []
@@ -117,16 +117,16 @@ def test_reason_is_free_text() -> None:
         assert [flaw.code for flaw in flaws] == ["bad_character"]
 
 
-def test_name_that_grows_past_its_limit_is_cut() -> None:
-    """A few characters become several in normal form C."""
+def test_name_that_grows_over_its_limit_is_cut() -> None:
+    """Some characters become several in normal form C."""
     assert read(strategy="\u0958" * 32).strategy == "\u0915\u093c" * 32
     cut = read(strategy="\u0958" * 33).strategy
     assert len(cut) == 64
     assert cut.startswith("\u0915\u093c" * 25)
 
 
-def test_filters_find_a_name_however_it_is_spelt() -> None:
-    """As it is kept, and as an earlier version may have kept it."""
+def test_filters_find_a_name_in_any_spelling() -> None:
+    """They find the stored spelling, and one that an earlier version may have stored."""
     asked = parse_query("model=A%CC%88").view
     assert make_view(None, Filters(model=["A\u0308"]), None) == asked
     for kept in ("Ä", "A\u0308"):
@@ -134,8 +134,8 @@ def test_filters_find_a_name_however_it_is_spelt() -> None:
 
 
 @given(st.text())
-def test_whatever_is_let_in_stays_as_it_is(text: str) -> None:
-    """What is kept is allowed itself, has no other spelling, and is shown as it is."""
+def test_a_stored_name_is_valid_and_final(text: str) -> None:
+    """It is allowed itself, has no other spelling, and is shown unchanged."""
     try:
         kept, _ = kept_name("model", text, 16)
     except Invalid:
@@ -153,16 +153,16 @@ VISIBLE = st.text(st.characters(categories=["L", "N"]), min_size=1)
 
 
 @given(VISIBLE, VISIBLE, st.sampled_from([0, 17, 1020, 1024, 3000]))
-def test_two_long_names_stay_two(first: str, second: str, more: int) -> None:
-    """Also where they begin alike, and however long they are."""
+def test_long_names_stay_distinct(first: str, second: str, more: int) -> None:
+    """They may begin alike, and have any length."""
     names = [text + "y" * more for text in (first, second)]
     names += [text + "x" for text in names] + [first + "y" * more + second]
     kept = {kept_name("model", name, 16)[0] for name in names}
     assert len(kept) == len(set(map(spelling, names)))
 
 
-def test_of_a_huge_name_only_the_beginning_is_looked_at() -> None:
-    """A body may hold one of 16 MiB, and its characters are looked at one by one."""
+def test_only_the_beginning_of_a_huge_name_is_checked() -> None:
+    """A body may have a name of 16 MiB, and characters are checked one by one."""
     kept = read(strategy="\u0e01" * 2_000 + "\0").strategy
     assert len(kept) == 64
     assert kept == read(strategy="\u0e01" * 2_000 + "\0").strategy
@@ -173,8 +173,8 @@ def test_of_a_huge_name_only_the_beginning_is_looked_at() -> None:
 
 
 @given(st.text(st.characters(max_codepoint=0x2FF)))
-def test_quick_test_lets_nothing_in_that_the_slow_one_refuses(text: str) -> None:
-    """Simple texts need no second look."""
+def test_quick_check_accepts_nothing_that_the_full_one_refuses(text: str) -> None:
+    """Simple texts need only the quick check."""
     if is_simple((text, "p")):
         check_text("model", text)
         assert spelling(text) == text
@@ -182,7 +182,7 @@ def test_quick_test_lets_nothing_in_that_the_slow_one_refuses(text: str) -> None
 
 @given(st.text())
 def test_escaped_text_is_the_same_string_of_json(text: str) -> None:
-    """Nothing that a terminal obeys is left, and nothing is lost."""
+    """No control character for terminals stays, and no character is lost."""
     written = json.dumps(text, ensure_ascii=False)
     assert json.loads(shown(written)) == text
     assert not set(shown(written)) & {*BIDI, *CONTROLS}

@@ -55,13 +55,13 @@ MINUTE = MOMENT - 50 * SECOND
         (Decimal("1769862890.7891239"), MOMENT + 789_123),
     ],
 )
-def test_times_in_every_form(written: object, expected: int) -> None:
-    """Exact to the microsecond, where what is finer is cut off; each means one moment."""
+def test_times_are_read_in_every_form(written: object, expected: int) -> None:
+    """Each has one meaning, exact to the microsecond; finer digits are cut off."""
     assert set(parsers.moment(written).values()) == {expected}
 
 
-def test_the_order_of_day_and_month_is_open() -> None:
-    """Where both are months, both are given; with dots, the day is first."""
+def test_the_order_of_day_and_month_may_have_two_readings() -> None:
+    """If both may be months, there are two readings; with dots, the day is first."""
     days = {"dmy": "2026-02-01", "mdy": "2026-01-02"}
     expected = {k: parsers.moment(f"{day}T12:34Z")["dmy"] for k, day in days.items()}
     assert parsers.moment("01/02/2026 12:34") == expected
@@ -71,7 +71,7 @@ def test_the_order_of_day_and_month_is_open() -> None:
 
 
 def test_small_numbers_are_serials_or_offsets() -> None:
-    """A serial of Excel ends near a millisecond, so that a minute is not the second before it."""
+    """A serial of Excel is rounded to a millisecond, so that it is in the right minute."""
     noon = (MINUTE - 34 * 60 * SECOND) // SECOND
     assert parsers.moment("46053.5") == {"excel": noon * SECOND, "start": 46_053_500_000}
     assert parsers.moment("46053.500694444")["excel"] == (noon + 60) * SECOND
@@ -81,7 +81,7 @@ def test_small_numbers_are_serials_or_offsets() -> None:
 
 @given(st.integers(0, 4_000_000_000 * SECOND), st.integers(-12, 14))
 def test_every_rfc3339_time_is_read_exactly(micros: int, hours: int) -> None:
-    """No microsecond is lost on the way, whatever the offset, and no reading differs."""
+    """No microsecond is lost with any offset, and all readings are equal."""
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
     written = moment.astimezone(timezone(timedelta(hours=hours))).isoformat()
     assert moments(written, None) == dict.fromkeys(ORDERS, micros)
@@ -95,14 +95,14 @@ def test_every_rfc3339_time_is_read_exactly(micros: int, hours: int) -> None:
         *("gpt-4", "1.2.3", "46,053", "99999999", True, [], {}, "2026-01-31 123", "30.02.2026"),
     ],
 )
-def test_what_is_no_time_is_refused(written: object) -> None:
-    """A time that cannot be read is an error of its row, never another time."""
+def test_text_that_is_no_time_is_refused(written: object) -> None:
+    """An unreadable time is an error of its row, and never another time."""
     with pytest.raises(ValueError, match="is not a time"):
         parsers.moment(written)
 
 
 def test_other_forms_are_read_by_a_pattern_or_a_unit() -> None:
-    """What --map says after the column."""
+    """`--map` has the pattern or the unit after the column."""
     pattern = "%a %b %d %H:%M:%S %Y"
     assert parsers.moment_as(pattern)("Sat Jan 31 12:34:50 2026") == {pattern: MOMENT}
     assert parsers.moment_as("%H:%M %d.%m.%Y %z")("13:34 31.01.2026 +0100")[
@@ -118,6 +118,6 @@ def test_other_forms_are_read_by_a_pattern_or_a_unit() -> None:
     ("written", "named"),
     [("2026-01-31 12:34:50 +01", True), ("31.01.2026 12:34", False), ("31 Jan 2026 GMT", True)],
 )
-def test_whether_an_offset_is_named(written: str, named: bool) -> None:
-    """Times that name none are read as UTC, which is said."""
+def test_an_offset_in_a_time_is_noticed(written: str, named: bool) -> None:
+    """Times without an offset are read as UTC, with a note to the user."""
     assert names_offset(written) is named

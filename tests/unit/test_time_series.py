@@ -36,8 +36,8 @@ def past(wanted: Plan, decisions: list[Any]) -> TimeSeries:
     return found
 
 
-def test_the_document_is_the_contracts() -> None:
-    """Its keys in order; null is a value over nothing, and no bucket is missing."""
+def test_the_document_is_that_of_the_contract() -> None:
+    """Keys have a fixed order, an average of nothing is null, and no bucket is missing."""
     wanted = asked(4 * MINUTE, points=3, fields=["count", "cost"])
     decisions = [kept(1, decided=NOW - 4 * MINUTE), kept(2, cost=None)]
     assert render(past(wanted, decisions), wanted).document() == {
@@ -50,7 +50,7 @@ def test_the_document_is_the_contracts() -> None:
 
 
 def test_largest_series_come_first() -> None:
-    """Then by name; those that were told before stay where they are."""
+    """Equal ones come by name; series that were sent before keep their place."""
     decisions = [kept(n, strategy=name) for n, name in enumerate("bcaac")]
     wanted = asked(group_by="strategy")
     found = past(wanted, decisions)
@@ -60,8 +60,8 @@ def test_largest_series_come_first() -> None:
 
 
 @pytest.mark.parametrize("fields", [FIELDS, ("count",), ("p50_latency_ms",)])
-def test_the_smallest_series_are_one(fields: tuple[str, ...]) -> None:
-    """So many have their own; the rest are `other`, and nothing is lost."""
+def test_the_smallest_series_are_merged_into_other(fields: tuple[str, ...]) -> None:
+    """`MAX_SERIES` have their own series, and the sums of all others are in `other`."""
     decisions = [
         kept(100 * n + m, strategy=f"s{n:02}", latency=1000 * m, decided=NOW - m * MINUTE)
         for n in range(MAX_SERIES + 5)
@@ -76,7 +76,7 @@ def test_the_smallest_series_are_one(fields: tuple[str, ...]) -> None:
 
 
 def test_a_strategy_may_be_called_other() -> None:
-    """Then the rest are counted with it."""
+    """The smallest series are then counted with it."""
     decisions = [kept(n, strategy=f"s{n:02}") for n in range(MAX_SERIES + 2)]
     decisions += [kept(100 + n, strategy="other") for n in range(3)]
     wanted = asked(group_by="strategy", fields=["count"])
@@ -89,7 +89,7 @@ def test_a_strategy_may_be_called_other() -> None:
 
 
 def test_names_counted_as_other_come_last() -> None:
-    """However many they are, and though there is room; followers keep that order."""
+    """`other` is last although it is large and there is room; updates keep that order."""
     decisions = [kept(n, strategy="other") for n in range(5)]
     decisions += [kept(10, strategy="small"), kept(11, strategy="less"), kept(12, strategy="small")]
     wanted = asked(group_by="strategy", fields=["count"])
@@ -101,8 +101,8 @@ def test_names_counted_as_other_come_last() -> None:
     assert [one["key"] for one in again.series] == ["small", "less", "new", "other"]
 
 
-def test_a_snapshot_reports_the_periods_it_holds() -> None:
-    """Of recent minutes and of hours of the week; of others it says that it does not."""
+def test_a_snapshot_answers_for_the_periods_it_holds() -> None:
+    """It holds recent minutes, and the hours of a week; for others it raises `NotHeld`."""
     decisions = [kept(n, decided=NOW - n * 7 * MINUTE) for n in range(20)]
     cells = cells_of(decisions)
     held = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
@@ -116,8 +116,8 @@ def test_a_snapshot_reports_the_periods_it_holds() -> None:
             series_from_snapshot(held, asked(length, points=points))
 
 
-def test_periods_given_up_for_memory_are_not_reported_as_empty() -> None:
-    """They are for the database, as those are that were never held."""
+def test_periods_dropped_for_memory_are_not_empty() -> None:
+    """The database answers for them, as for periods that were never held."""
     decisions = [kept(n, decided=NOW - n * 7 * MINUTE) for n in range(20)]
     cells = cells_of(decisions)
     held = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
@@ -131,8 +131,8 @@ def test_periods_given_up_for_memory_are_not_reported_as_empty() -> None:
         series_from_snapshot(held, recent)
 
 
-def test_large_period_is_not_even_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That alone would keep others waiting."""
+def test_large_period_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpacking it would block other tasks."""
     cells = cells_of([kept(n, strategy=f"s{n}", decided=NOW) for n in range(5000)])
     loaded = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
     held = Snapshot.unpack(loaded.pack())
@@ -142,8 +142,8 @@ def test_large_period_is_not_even_unpacked(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("fields", [["count"], ["p50_latency_ms"]])
-def test_what_a_snapshot_adds_up_at_once_has_a_bound(fields: list[str]) -> None:
-    """More is for the database, and a thread."""
+def test_the_work_of_a_snapshot_is_limited(fields: list[str]) -> None:
+    """The database does more work, in a thread."""
     decisions = [
         kept(n, strategy=f"s{n % 1000}", decided=NOW - n // 1000 * MINUTE) for n in range(5000)
     ]
@@ -157,8 +157,8 @@ def test_what_a_snapshot_adds_up_at_once_has_a_bound(fields: list[str]) -> None:
         series_from_snapshot(held, asked((few + 1) * MINUTE, fields=fields))
 
 
-def test_summaries_are_an_hours_sums_along_each_part() -> None:
-    """Each decision is in one of each part."""
+def test_summaries_are_the_sums_of_an_hour_along_each_part() -> None:
+    """Each decision counts once for each part."""
     decisions = [
         kept(n, strategy="ab"[n % 2], status=("error", "success", "success")[n % 3])
         for n in range(12)
@@ -180,7 +180,7 @@ def test_summaries_are_an_hours_sums_along_each_part() -> None:
 
 @pytest.mark.parametrize("more", [1, 2**16, 2**32], ids=["few", "many", "very many"])
 def test_histograms_of_summaries_and_of_rollups_add_up(more: int) -> None:
-    """However they are packed, and however many they count."""
+    """This holds for all packed forms, and for any counts."""
     bins: dict[int, int] = {}
     united, parts = Point(), [Point(), Point()]
     for number in range(100):

@@ -21,10 +21,10 @@ offsets = st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(
 
 
 @given(moments, offsets, st.sampled_from("Tt "), st.text("0123456789", max_size=20))
-def test_a_time_is_what_datetime_says(
+def test_a_time_equals_that_of_datetime(
     moment: datetime, offset: timezone, between: str, finer: str
 ) -> None:
-    """Whatever the offset; digits after the sixth change nothing."""
+    """The offset may be any; digits after the sixth change nothing."""
     local = moment.astimezone(offset).isoformat(timespec="microseconds")
     text = f"{local[:10]}{between}{local[11:26]}{finer}{local[26:]}"
     expected = (moment - EPOCH) // timedelta(microseconds=1)
@@ -34,7 +34,7 @@ def test_a_time_is_what_datetime_says(
 
 @given(moments, offsets, st.text("0123456789", max_size=9))
 def test_a_leap_second_is_in_its_minute(moment: datetime, offset: timezone, fraction: str) -> None:
-    """It is the last moment of it."""
+    """It is the last microsecond of the minute."""
     minute = moment.replace(second=0, microsecond=0)
     local = minute.astimezone(offset).isoformat()
     text = f"{local[:17]}60{'.' + fraction if fraction else ''}{local[19:]}"
@@ -44,7 +44,7 @@ def test_a_leap_second_is_in_its_minute(moment: datetime, offset: timezone, frac
 
 @given(st.integers(-(10**12), 10**12), st.text("0123456789", max_size=30))
 def test_unix_time_is_cut_off(seconds: int, fraction: str) -> None:
-    """To the microsecond it lies in, from exact digits."""
+    """The digits are exact, and cut off to microseconds."""
     text = f"{seconds}.{fraction}" if fraction else f"{seconds}"
     assert unix_time(Decimal(text)) == floor(Fraction(text) * 10**6)
     assert unix_time(Decimal(text), 1000) == floor(Fraction(text) * 1000)
@@ -71,8 +71,8 @@ def test_unix_time_is_cut_off(seconds: int, fraction: str) -> None:
         ("1769862896", RULE),
     ],
 )
-def test_what_is_no_time_is_refused(text: str, error: str) -> None:
-    """With the rule."""
+def test_text_that_is_no_time_is_refused(text: str, error: str) -> None:
+    """The error says the rule."""
     with pytest.raises(ValueError, match="must") as refused:
         read_time(text)
     assert str(refused.value) == error

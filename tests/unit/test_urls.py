@@ -10,7 +10,7 @@ SECRET = "hunter2"
 
 
 def shown(url: str) -> str:
-    """Return all that is said of a URL."""
+    """Return all that is shown of a URL."""
     try:
         split_url(url)
     except ValueError as error:
@@ -32,7 +32,7 @@ def shown(url: str) -> str:
     ],
 )
 def test_masked_url_has_no_secret(url: str, kept: str) -> None:
-    """What an operator needs to recognise it stays."""
+    """The parts by which an operator recognises it stay."""
     assert masked(url) == kept
 
 
@@ -56,7 +56,7 @@ def test_masked_url_has_no_secret(url: str, kept: str) -> None:
     ],
 )
 def test_no_part_of_a_password_is_shown(url: str) -> None:
-    """Neither of a URL that is right, nor of one that was typed wrongly."""
+    """This holds for correct URLs and for those with mistakes."""
     assert SECRET not in shown(url)
 
 
@@ -66,10 +66,10 @@ def test_no_part_of_a_password_is_shown(url: str) -> None:
     after=st.text(alphabet="ab1:/?#@[]%\u2100 ", max_size=8),
     rest=st.sampled_from(["host/db", "[::1]:1/0", "a:1,b:2/main", "[::1/db", "host:x/db", ""]),
 )
-def test_a_password_with_any_signs_is_not_shown(
+def test_a_password_with_any_characters_is_not_shown(
     scheme: str, before: str, after: str, rest: str
 ) -> None:
-    """As long as an @ ends it, which is how one knows that there is a password."""
+    """An @ must end the password, because nothing else shows that there is one."""
     url = f"{scheme}://me:{before}{SECRET}{after}@{rest}"
     assert SECRET not in shown(url)
 
@@ -77,8 +77,8 @@ def test_a_password_with_any_signs_is_not_shown(
 @pytest.mark.parametrize(
     "url", ["postgresql://me:p/w@host/db", "redis://:p?w@host/0", "postgresql://me:1#w@host/db"]
 )
-def test_a_password_that_is_not_quoted_is_reported(url: str) -> None:
-    """The server it would lead to is another, named by a piece of the password."""
+def test_a_password_that_is_not_quoted_is_refused(url: str) -> None:
+    """Otherwise a piece of the password would be used as the name of a server."""
     with pytest.raises(ValueError, match="%2F"):
         split_url(url)
 
@@ -93,6 +93,6 @@ def test_a_password_that_is_not_quoted_is_reported(url: str) -> None:
         "sqlite:///a@b.db",
     ],
 )
-def test_an_at_sign_may_stand_where_it_means_nothing(url: str) -> None:
-    """In options, in paths of files, and in names that are quoted."""
+def test_an_at_sign_without_a_meaning_is_allowed(url: str) -> None:
+    """It may be in options, in paths of files, and in quoted names."""
     split_url(url)

@@ -26,7 +26,7 @@ class StrEnum(enum.StrEnum):
     HYBRID = "hybrid"
 
 
-class MixedEnum(str, enum.Enum):  # noqa: UP042  # -- what programs have
+class MixedEnum(str, enum.Enum):  # noqa: UP042  # -- programs have such enums
     HYBRID = "hybrid"
 
 
@@ -51,7 +51,7 @@ class Real(float):
 
 
 class Tensor:
-    """A tensor without dimensions, as torch has them: it always has `__index__`."""
+    """A tensor without dimensions which, like those of torch, always has `__index__`."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -69,7 +69,7 @@ class Tensor:
 
 
 def sent(decision: Any, **more: Any) -> dict[str, Any]:
-    """Return what is sent of a decision, with the digits of its numbers."""
+    """Return a decision as it is sent, with all digits of its numbers."""
     text, left_out = encode(copied(decision, more), "i", 0.0)
     assert left_out == []
     found: dict[str, Any] = json.loads(text, parse_float=Decimal)
@@ -77,7 +77,7 @@ def sent(decision: Any, **more: Any) -> dict[str, Any]:
 
 
 def left_out(**fields: Any) -> list[str]:
-    """Return what is said of a decision's fields that are not sent; the others are."""
+    """Return the warnings of fields that are not sent; assert that the others are."""
     text, said = encode(copied(BASE, fields), "i", 0.0)
     assert json.loads(text) == {**BASE, "id": "i", "timestamp": 0.0}
     return said
@@ -112,8 +112,8 @@ def left_out(**fields: Any) -> list[str]:
         ("reason", "x" * 9_000, "x" * 4_000),
     ],
 )
-def test_a_value_is_sent_as_what_it_is(field: str, value: Any, expected: Any) -> None:
-    """Anything that is a number is that number; a text of any kind is that text."""
+def test_a_value_is_sent_as_its_number_or_text(field: str, value: Any, expected: Any) -> None:
+    """A number of any type is sent as that number, and a text of any type as that text."""
     found = sent({**BASE, field: value})[field]
     assert found == expected
     assert isinstance(found, bool) == isinstance(expected, bool)
@@ -142,15 +142,15 @@ NUMPY: list[tuple[str, Callable[[Any], Any], Any]] = [
 def test_a_scalar_of_numpy_is_its_value(
     field: str, make: Callable[[Any], Any], expected: Any
 ) -> None:
-    """Whatever its size; a duration counts in its own unit."""
+    """It may have any size; a duration is converted to the unit of its field."""
     found = sent({**BASE, field: make(package("numpy"))})[field]
     assert found == expected
     assert type(found) is type(expected)
 
 
 @pytest.mark.parametrize("field", ["cost", "input_tokens", "strategy"])
-def test_a_duration_or_a_time_is_no_number(field: str) -> None:
-    """Numpy would make one of it, in a unit that nobody knows."""
+def test_a_duration_or_a_time_is_not_sent_as_a_number(field: str) -> None:
+    """Numpy would convert it to a number of an unknown unit."""
     np = package("numpy")
     for value in (np.timedelta64(3, "s"), np.datetime64("2026-01-31")):
         if field == "strategy":
@@ -161,7 +161,7 @@ def test_a_duration_or_a_time_is_no_number(field: str) -> None:
 
 
 def test_rows_of_pandas_are_decisions() -> None:
-    """With gaps, which make floats of whole numbers; a gap is what is not known."""
+    """A gap is unknown; a column with gaps has floats in place of whole numbers."""
     pd = package("pandas")
     frame = pd.DataFrame(
         {
@@ -181,7 +181,7 @@ def test_rows_of_pandas_are_decisions() -> None:
 
 
 def test_objects_with_fields_are_decisions() -> None:
-    """Dataclasses, structs, named tuples, and models of pydantic, with more fields than these."""
+    """Dataclasses, structs, named tuples and pydantic models may have more fields."""
     pydantic = package("pydantic")
     made = dataclasses.make_dataclass("Made", ["strategy", "provider", "cost"])
     model = pydantic.create_model("Model", strategy=str, provider=str, cost=Decimal, trace=Any)
@@ -197,8 +197,8 @@ def test_objects_with_fields_are_decisions() -> None:
         assert found == {**BASE, "cost": Decimal("0.5"), "model": "m", "id": "i", "timestamp": 0}
 
 
-def test_fields_that_nobody_knows_are_dropped() -> None:
-    """Before they are kept or encoded, whatever they hold."""
+def test_unknown_fields_are_dropped() -> None:
+    """They are dropped before the decision is copied or encoded, with any value."""
     given = copied({**BASE, "trace": object(), "embedding": [b""]}, {"more": math.nan})
     assert given == BASE
     assert sent(given) == {**BASE, "id": "i", "timestamp": 0}
@@ -223,28 +223,28 @@ def test_fields_that_nobody_knows_are_dropped() -> None:
     ],
 )
 def test_a_field_that_cannot_be_sent_costs_only_itself(value: Any) -> None:
-    """The decision is sent without it, and what is said names it."""
+    """The decision is sent without it, and the warning has its name."""
     (said,) = left_out(cost=value)
     assert said.startswith("cost: ")
 
 
 @pytest.mark.parametrize("value", [b"hybrid", object(), "\ud800"])
-def test_a_decision_without_a_sendable_name_is_none(value: Any) -> None:
-    """Bytes are no text: which one they are, nobody said."""
+def test_a_decision_whose_name_cannot_be_sent_is_refused(value: Any) -> None:
+    """Bytes are no text, because their encoding is unknown."""
     with pytest.raises(ValueError, match=r"^strategy: "):
         encode({**BASE, "strategy": value}, "i", 0.0)
 
 
 @pytest.mark.parametrize("decision", [7, "text", object(), [1, 2], {1: 2}.values()])
-def test_what_is_no_decision_is_rejected(decision: Any) -> None:
-    """When it is encoded; taking it in raises nothing."""
+def test_an_object_that_is_no_decision_is_rejected(decision: Any) -> None:
+    """It is rejected when it is encoded; copying it raises nothing."""
     with pytest.raises(TypeError, match="is not a decision"):
         encode(copied(decision, {}), "i", 0.0)
 
 
 @pytest.mark.parametrize("value", ["", True, 1.5, [1]])
-def test_an_id_that_is_none_is_the_recorders(value: object) -> None:
-    """A server would make another one each time, and count the decision that often."""
+def test_a_bad_id_is_replaced_by_the_recorder_s(value: object) -> None:
+    """A server would make a new id for each attempt, and count the decision each time."""
     text, left_out = encode({**BASE, "id": value}, "i", 0.0)
     assert json.loads(text)["id"] == "i"
     assert len(left_out) == 1

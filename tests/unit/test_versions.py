@@ -38,11 +38,11 @@ def state(
 def add(
     versions: Versions, at: DocumentState | None, view: View = VIEW, **document: Any
 ) -> Version:
-    return told(versions.add(view, NOW, at, {**LARGE, **document} if at else None))
+    return sent(versions.add(view, NOW, at, {**LARGE, **document} if at else None))
 
 
-def told(version: Version) -> Version:
-    """Return a version that a client may have been sent: so it is kept as a base."""
+def sent(version: Version) -> Version:
+    """Return a version that a client may have, so that it is kept as a base."""
     version.may_be_held = True
     return version
 
@@ -53,7 +53,7 @@ def said(message: Message | None) -> Any:
 
 
 def test_a_delta_leads_from_the_base_to_the_version() -> None:
-    """With what changed, and nothing else; without a base a snapshot does."""
+    """A delta has only what changed; without a base there is a snapshot."""
     versions = Versions()
     one, two = add(versions, state(1), total=1), add(versions, state(2), total=2, gone=None)
     delta = said(message(two, one, JSON, NOW + 1_500_000))
@@ -63,10 +63,10 @@ def test_a_delta_leads_from_the_base_to_the_version() -> None:
     assert (snapshot["type"], snapshot["data"]) == ("snapshot", {**LARGE, "total": 2})
 
 
-def test_a_delta_that_is_larger_is_a_snapshot() -> None:
-    """Where nearly all changed."""
+def test_a_snapshot_replaces_a_larger_delta() -> None:
+    """Nearly everything changed."""
     versions = Versions()
-    one = told(versions.add(VIEW, NOW, state(1), dict.fromkeys("abcdef", 1)))
+    one = sent(versions.add(VIEW, NOW, state(1), dict.fromkeys("abcdef", 1)))
     two = versions.add(VIEW, NOW, state(2), {"g": 1})
     assert said(message(two, one, JSON, NOW))["type"] == "snapshot"
 
@@ -74,24 +74,24 @@ def test_a_delta_that_is_larger_is_a_snapshot() -> None:
 @pytest.mark.parametrize(
     ("base", "to"), [(state(5, epoch="d"), state(6)), (state(7), state(6)), (None, state(6))]
 )
-def test_no_delta_leads_back_or_from_elsewhere(
+def test_a_base_that_is_not_earlier_gets_a_snapshot(
     base: DocumentState | None, to: DocumentState
 ) -> None:
-    """From another epoch, from later, or from nothing."""
+    """The base is of another epoch, is later, or has no position."""
     versions = Versions()
     before, after = add(versions, base, total=1), add(versions, to, total=2)
     assert said(message(after, before, JSON, NOW))["type"] == "snapshot"
 
 
-def test_nothing_can_answer() -> None:
-    """Then there is an error that says so, and that it may pass."""
+def test_without_a_source_there_is_an_error() -> None:
+    """It says that the error is temporary."""
     failed = add(Versions(), None)
     error = said(message(failed, None, JSON, NOW))
     assert (error["type"], error["id"], error["retryable"]) == ("error", "main", True)
 
 
-def test_what_differs() -> None:
-    """Another document, another source, an answer after none; a later position alone does not."""
+def test_versions_differ_by_document_or_source() -> None:
+    """A version without an answer differs, too; a later position alone does not."""
     versions = Versions()
     first = add(versions, state(1))
     later = add(versions, state(2))
@@ -106,7 +106,7 @@ def test_what_differs() -> None:
 
 
 def test_time_alone_makes_no_version() -> None:
-    """A document that could have changed with the time, and has not, is the one there was."""
+    """A document that the time could change, but did not, stays the same version."""
     versions = Versions()
     view = View(window="5m")
     first = add(versions, state(1, time_key=7), view)
@@ -115,8 +115,8 @@ def test_time_alone_makes_no_version() -> None:
     assert not first.still_valid_for(state(1, time_key=9))
 
 
-def test_a_position_says_all_about_a_timeless_view() -> None:
-    """So its versions are found by it; those of windows, rates and prices are not."""
+def test_versions_of_a_timeless_view_are_found_by_position() -> None:
+    """Those of windows, rates and prices are not."""
     versions = Versions()
     found = add(versions, state(4))
     assert versions.at_position(VIEW, Position("e", 4)) is found
@@ -127,8 +127,8 @@ def test_a_position_says_all_about_a_timeless_view() -> None:
         assert versions.at_position(view, Position("e", 4)) is None
 
 
-def test_memory_has_a_bound_and_what_was_used_lately_stays() -> None:
-    """The least lately used is forgotten, and is no base any more; so are its view's places."""
+def test_the_least_recently_used_version_is_forgotten() -> None:
+    """A forgotten version is no base and cannot be found; memory stays within its limit."""
     views = [View(project=frozenset({f"{seq}"})) for seq in range(10)]
     size = len(json.dumps(LARGE, separators=(",", ":"))) + views[0].size + OVERHEAD
     versions = Versions(max_bytes=10 * size)
@@ -143,15 +143,15 @@ def test_memory_has_a_bound_and_what_was_used_lately_stays() -> None:
     assert said(message(more, held[1], JSON, NOW))["type"] == "snapshot"
 
 
-def test_filters_count_in_the_bound() -> None:
-    """However many names they have, and however long; what is held is known in bytes."""
+def test_filters_count_towards_the_limit() -> None:
+    """The limit in bytes holds with any number and length of names."""
     most = 2 * 1024 * 1024
     versions = Versions(max_bytes=most)
     gc.collect()
     tracemalloc.start()
     try:
         for number in range(100):
-            # A letter beyond Latin-1 makes each character of a name take more.
+            # With a letter beyond Latin-1, each character of a name takes more bytes.
             names = frozenset(f"{number}-{name}-".ljust(127, "x") + "☂" for name in range(100))
             add(versions, state(number), View(strategy=names, provider=names))
         held, _ = tracemalloc.get_traced_memory()
@@ -160,8 +160,8 @@ def test_filters_count_in_the_bound() -> None:
     assert most / 4 < held < most
 
 
-def test_what_no_client_was_sent_is_forgotten() -> None:
-    """By the next version, or once nobody follows the view: it is no base."""
+def test_a_version_that_no_client_has_is_forgotten() -> None:
+    """It is forgotten at the next version, or when no client follows the view."""
     versions = Versions()
     one = versions.add(VIEW, NOW, state(1), {"total": 1})
     two = versions.add(VIEW, NOW, state(2), {"total": 2})
@@ -172,7 +172,7 @@ def test_what_no_client_was_sent_is_forgotten() -> None:
 
 
 def test_the_default_stream_has_the_same_document() -> None:
-    """With its timestamp, and with nulls; made once for a crowd, and anew when it has moved on."""
+    """It has a timestamp and nulls, is encoded once for all, and again at a new position."""
     versions = Versions()
     document = {"total": 1, "cost": None}
     one = versions.add(VIEW, NOW, state(1), document)
@@ -185,19 +185,19 @@ def test_the_default_stream_has_the_same_document() -> None:
     carried = full_document(versions.carry(one, NOW, state(2)), NOW)
     assert carried is not None
     assert carried.position == Position("e", 2)
-    assert said(message(told(one), None, JSON, NOW))["data"] == {"total": 1}
+    assert said(message(sent(one), None, JSON, NOW))["data"] == {"total": 1}
     failed = full_document(versions.add(VIEW, NOW, None, None), NOW)
     assert failed is not None
     assert "error" in json.loads(failed.body)
 
 
-def test_a_view_that_nobody_follows_keeps_versions_and_no_messages() -> None:
-    """They are bases for those who come back."""
+def test_an_abandoned_view_keeps_versions_and_no_messages() -> None:
+    """Its versions are bases for clients that reconnect."""
     versions = Versions()
     one = add(versions, state(1), total=1)
     first = message(one, None, JSON, NOW)
     versions.drop_messages(VIEW)
-    versions.drop_messages(View(window="1h"))  # nobody ever followed it
+    versions.drop_messages(View(window="1h"))  # it never had followers
     assert not one.messages
     assert versions.at_position(VIEW, Position("e", 1)) is versions.newest(VIEW) is one
     again = message(one, None, JSON, NOW)
@@ -206,7 +206,7 @@ def test_a_view_that_nobody_follows_keeps_versions_and_no_messages() -> None:
 
 
 def test_messages_are_made_once_while_they_are_fresh() -> None:
-    """A crowd shares one, with its timestamp; later ones have another."""
+    """Clients at the same time share one with its timestamp; later ones get another."""
     versions = Versions()
     one, two = add(versions, state(1), total=1), add(versions, state(2), total=2)
     first = message(two, one, JSON, NOW)
@@ -219,9 +219,9 @@ def test_messages_are_made_once_while_they_are_fresh() -> None:
 
 @given(st.lists(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2)), min_size=2))
 def test_any_base_leads_to_the_newest(documents: list[dict[str, int]]) -> None:
-    """Whatever lies between them."""
+    """There may be any versions between them."""
     versions = Versions()
-    made = [told(versions.add(VIEW, NOW, state(seq), doc)) for seq, doc in enumerate(documents)]
+    made = [sent(versions.add(VIEW, NOW, state(seq), doc)) for seq, doc in enumerate(documents)]
     for base, document in zip(made, documents, strict=True):
         leading = said(message(made[-1], base, JSON, NOW))
         before = document if leading["type"] == "delta" else {}

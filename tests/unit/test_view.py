@@ -16,15 +16,15 @@ from routecast.protocol import DEFAULT_FIELDS, FIELDS, WINDOWS
 KEY = Key("search", "hybrid", "gemini", "flash", "high", "success")
 
 
-def test_nothing_asked_is_the_default_stream() -> None:
-    """The whole document over all of history; the interval is the caller's."""
+def test_no_parameters_give_the_default_stream() -> None:
+    """It is the whole document of all decisions; the caller chooses the interval."""
     assert parse_query("") == ViewSubscription(View(DEFAULT_FIELDS, window="all"), 5.0)
     assert parse_query("", interval=2.5).interval == 2.5
     assert not parse_query("").view.filtered
 
 
 def test_filters_have_a_size() -> None:
-    """In bytes of memory: longer names, and more of them, take more; no filter takes none."""
+    """Longer and more names take more bytes; a view without filters takes none."""
     none, one = View(), View(strategy=frozenset({"a"}))
     longer, more = View(strategy=frozenset({"a" * 100})), View(strategy=frozenset("ab"))
     both = View(strategy=frozenset({"a"}), project=frozenset({"a"}))
@@ -33,7 +33,7 @@ def test_filters_have_a_size() -> None:
 
 
 def test_every_parameter_is_read() -> None:
-    """Each of them, filters more than once."""
+    """Filters may be given more than once."""
     asked = parse_query(
         b"interval=0.5&fields=cost,total_decisions&window=24h&strategy=a&strategy=b"
         b"&provider=%C3%A4+%E2%98%82&model=m%26m&project=p"
@@ -52,14 +52,14 @@ def test_every_parameter_is_read() -> None:
 
 
 @pytest.mark.parametrize("interval", ["0.1", "60", "60.0", "5.0"])
-def test_interval_takes_its_whole_range(interval: str) -> None:
-    """From 0.1 to 60 seconds, both ends included."""
+def test_any_interval_of_the_range_is_accepted(interval: str) -> None:
+    """The range is 0.1 to 60 seconds, both ends included."""
     assert parse_query(f"interval={interval}").interval == float(interval)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_window_takes_each_of_its_values(window: str) -> None:
-    """Those of the contract."""
+def test_each_window_is_accepted(window: str) -> None:
+    """The values are those of the contract."""
     assert parse_query(f"window={window}").view.window == window
 
 
@@ -97,14 +97,14 @@ WINDOW = "window: must be one of all, 5m, 1h, 24h, 7d"
     ],
 )
 def test_bad_parameter_is_named(query: str, parameter: str, error: str) -> None:
-    """By name, with what it must be."""
+    """The error has its name, and what it must be."""
     with pytest.raises(BadParameter) as refused:
         parse_query(query)
     assert (refused.value.parameter, str(refused.value)) == (parameter, error)
 
 
 def test_unknown_parameters_are_ignored() -> None:
-    """A page may add its own, to get around a cache; a proxy, too."""
+    """Pages and proxies may add their own, for example to bypass a cache."""
     query = "nocache=1&_=17&t=3&v=2&utm_source=mail&ticket=x&interval=2"
     assert parse_query(query) == parse_query("interval=2")
 
@@ -122,20 +122,20 @@ def test_unknown_parameters_are_ignored() -> None:
         ("intervall", "interval"),
     ],
 )
-def test_a_misspelt_parameter_is_not_ignored(name: str, meant: str) -> None:
-    """Left out without a word, it would give numbers that nobody asked for."""
+def test_a_misspelt_parameter_is_refused(name: str, meant: str) -> None:
+    """Ignoring it would give numbers that the client did not ask for."""
     with pytest.raises(BadParameter, match=f"{name}: no such parameter; did you mean {meant}?"):
         parse_query(f"window=1h&{name}=x")
 
 
-def test_spelling_is_looked_at_within_bounds() -> None:
-    """A thousand made-up names cost no more than twenty."""
+def test_spelling_is_checked_for_a_limited_number_of_names() -> None:
+    """A thousand unknown names cost no more than twenty."""
     many = "&".join(f"x{n}" for n in range(20))
     assert parse_query(f"{many}&strategies=x") == parse_query("")
 
 
 def test_error_does_not_repeat_a_long_name() -> None:
-    """What a client sends is not sent back whole."""
+    """A client's text is shortened in the answer."""
     with pytest.raises(BadParameter) as refused:
         parse_query("fields=" + "x" * 5000)
     assert len(str(refused.value)) < 500
@@ -145,8 +145,10 @@ names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1
 
 
 @given(st.lists(st.sampled_from(FIELDS), min_size=1), st.lists(names, min_size=1), st.randoms())
-def test_equal_wishes_are_equal_views(fields: list[str], values: list[str], random: object) -> None:
-    """Order, repetition and spelling of the query make no other view."""
+def test_equal_queries_are_equal_views(
+    fields: list[str], values: list[str], random: object
+) -> None:
+    """Order, repetition and quoting in the query make no difference."""
     shuffled = [*values, values[0]]
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     one = urlencode([("fields", ",".join(fields)), *(("strategy", value) for value in values)])
@@ -163,7 +165,7 @@ def test_equal_wishes_are_equal_views(fields: list[str], values: list[str], rand
 
 @given(st.text() | st.binary())
 def test_any_query_is_read_or_refused(query: str | bytes) -> None:
-    """Nothing but BadParameter is raised."""
+    """Only `BadParameter` is raised."""
     asked = None
     with suppress(BadParameter):
         asked = parse_query(query)
@@ -172,7 +174,7 @@ def test_any_query_is_read_or_refused(query: str | bytes) -> None:
 
 @pytest.mark.parametrize("part", ["strategy", "provider", "model", "project"])
 def test_filter_matches_its_part_of_a_key(part: str) -> None:
-    """Each filter looks at its own part, and lets through any of its values."""
+    """A key matches if its part is one of the values."""
 
     def view(*values: str) -> View:
         filters: dict[str, Any] = {part: frozenset(values)}
@@ -186,7 +188,7 @@ def test_filter_matches_its_part_of_a_key(part: str) -> None:
 
 
 def test_all_filters_must_match() -> None:
-    """Values of one filter are alternatives; filters are conditions."""
+    """Values of one filter are alternatives, and all filters must match."""
     view = View(strategy=frozenset({"hybrid"}), provider=frozenset({"claude"}))
     assert not view.matches(KEY)
     assert view.matches(KEY._replace(provider="claude"))

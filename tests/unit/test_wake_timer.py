@@ -15,7 +15,7 @@ def timers() -> HeldTimers:
 
 
 async def test_it_wakes_a_task_at_the_given_time(timers: HeldTimers) -> None:
-    """The result tells how late it was."""
+    """The result is how late it was."""
     task = asyncio.create_task(WakeTimer(timers).wait_until(1_005.0))
     await asyncio.sleep(0)
     timers.go_to(1_004.9)
@@ -26,7 +26,7 @@ async def test_it_wakes_a_task_at_the_given_time(timers: HeldTimers) -> None:
 
 
 async def test_it_wakes_a_task_earlier(timers: HeldTimers) -> None:
-    """The earliest moment counts; none of the others rings afterwards."""
+    """The earliest time counts, and the other timers are cancelled."""
     wake_timer = WakeTimer(timers)
     task = asyncio.create_task(wake_timer.wait_until(1_005.0))
     await asyncio.sleep(0)
@@ -39,7 +39,7 @@ async def test_it_wakes_a_task_earlier(timers: HeldTimers) -> None:
 
 
 async def test_it_wakes_a_task_at_once(timers: HeldTimers) -> None:
-    """Also for a task that is yet to wait; then it is silent again."""
+    """A wake before the wait counts, and then no further."""
     wake_timer = WakeTimer(timers)
     wake_timer.wake()
     assert await wake_timer.wait_until(1_005.0) == pytest.approx(-5.0)
@@ -51,15 +51,15 @@ async def test_it_wakes_a_task_at_once(timers: HeldTimers) -> None:
     assert timers.pending() == []
 
 
-async def test_a_moment_for_a_task_that_does_not_wait_is_ignored(timers: HeldTimers) -> None:
-    """It knows by itself what is due when it waits again."""
+async def test_a_time_for_a_task_that_does_not_wait_is_ignored(timers: HeldTimers) -> None:
+    """The task finds out what is due before it waits again."""
     wake_timer = WakeTimer(timers)
     wake_timer.wake_by(1_000.0)
     assert timers.pending() == []
 
 
 async def test_cancelled_task_leaves_no_timer(timers: HeldTimers) -> None:
-    """The next one waits as if there had been none."""
+    """The next task waits as if there had been none."""
     wake_timer = WakeTimer(timers)
     task = asyncio.create_task(wake_timer.wait_until(1_005.0))
     await asyncio.sleep(0)

@@ -32,26 +32,26 @@ def pressed(keys: str, choice: Choice | None = None) -> Choice:
         ("xyz", Choice()),
     ],
 )
-def test_keys(keys: str, choice: Choice) -> None:
-    """Names and windows go round; a capital goes the other way; other keys do nothing."""
+def test_keys_change_options(keys: str, choice: Choice) -> None:
+    """Names and windows go round, with capitals backwards; other keys do nothing."""
     assert pressed(keys) == choice
 
 
-def test_intervals_have_ends() -> None:
-    """And one that was asked for in between is left for the next."""
+def test_intervals_have_a_first_and_a_last_one() -> None:
+    """From an interval between two steps, a key leads to the next step."""
     assert pressed("+" * 20).interval == INTERVALS[0]
     assert pressed("-" * 20).interval == INTERVALS[-1]
     assert pressed("+", Choice(interval=3)).interval == 2
     assert pressed("-", Choice(interval=3)).interval == 5
 
 
-def test_several_names_give_way_to_one() -> None:
-    """What the command line asked for is no turn of the key: the first name comes next."""
+def test_a_key_replaces_several_names_by_the_first() -> None:
+    """Names of the command line are no step, so the first known name comes next."""
     assert pressed("s", Choice(strategy=("a", "b"))).strategy == ("hybrid",)
 
 
-def test_a_choice_in_words_and_as_asked() -> None:
-    """What stands above the numbers is what the server is asked for."""
+def test_a_choice_has_words_and_a_query() -> None:
+    """The words above the numbers say what the server is asked for."""
     choice = Choice("5m", 0.5, ("a", "b"), (), ("m",))
     assert choice.words == "the last 5m, strategy a, strategy b, model m"
     assert choice.asked == {
@@ -64,8 +64,8 @@ def test_a_choice_in_words_and_as_asked() -> None:
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
-def test_the_footer_fits(width: int) -> None:
-    """However narrow: fewer words, and always the way to the rest."""
+def test_the_footer_fits_the_terminal(width: int) -> None:
+    """A narrow terminal has fewer words, and always the key for help."""
     line = footer(Choice(interval=0.5), width)
     assert len(line) <= width
     assert line.endswith("? help")

@@ -44,15 +44,15 @@ def shown(
 
 
 def moved(window: str) -> RateHistory:
-    """Return some samples of a window."""
+    """Return a history with some samples of a window."""
     history = RateHistory(window, 1.0, iter(range(100)).__next__)
     history.arrived(METRICS)
     history.arrived(METRICS)
     return history
 
 
-def test_nothing_known_is_left_out_for_being_0() -> None:
-    """Half of all answers come from a cache, in no time and for nothing."""
+def test_known_zeros_are_shown() -> None:
+    """Answers from a cache cost nothing and take no time."""
     free = msgspec.structs.replace(METRICS, cost=Cost(0, 1234, 0), latency_ms=Latency(10, 0, 40))
     text = shown(100, metrics=free)
     assert "$0.00" in text
@@ -62,7 +62,7 @@ def test_nothing_known_is_left_out_for_being_0() -> None:
 
 @pytest.mark.parametrize("width", [44, 60, 71, 72, 80, 90, 100, 119, 120, 150, 200])
 def test_names_and_words_are_never_cut(width: int) -> None:
-    """Where it is too narrow for every column, columns are left out instead."""
+    """Narrow terminals have fewer columns instead."""
     screen = shown(width, history=moved("all"))
     assert "…" not in screen
     tables = screen.split("strategies")[1]
@@ -72,8 +72,8 @@ def test_names_and_words_are_never_cut(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 100, 150])
-def test_every_rate_says_what_it_is_over(width: int) -> None:
-    """The server's is of the last minute; a sample is of one interval, or as the window has it."""
+def test_every_rate_says_its_span_of_time(width: int) -> None:
+    """The server's rate is that of the last minute; samples cover an interval, or the window."""
     screen = shown(width, history=moved("all"))
     assert re.search(r"2\.5/s(, last min| over the last minute)", screen)
     assert re.search(r"decisions(/s| a second), each 1 s: ", screen)
@@ -83,8 +83,8 @@ def test_every_rate_says_what_it_is_over(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [44, 80, 150])
-def test_the_tables_stay_where_they_are(width: int) -> None:
-    """Before the first sample and after, and whichever part of the decisions is shown."""
+def test_the_tables_never_move(width: int) -> None:
+    """They have the same lines before and after the first sample, and with any filters."""
     screens = (
         shown(width, history=RateHistory("all", 1.0)),
         shown(width, history=moved("all")),
@@ -98,8 +98,8 @@ def test_the_tables_stay_where_they_are(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", range(60, 121, 5))
-def test_the_head_keeps_its_parts_apart(width: int) -> None:
-    """Whatever there is to say of the connection, there is a gap before it."""
+def test_the_parts_of_the_head_have_a_gap(width: int) -> None:
+    """There is a gap before the state of the connection, which may have any length."""
     words = "reconnecting in 12 s: connection refused, numbers 31 s old"
     head = shown(width, StatusLine(words, "yellow", fresh=False)).splitlines()[0]
     assert re.fullmatch(

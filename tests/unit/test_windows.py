@@ -25,7 +25,7 @@ DAY_QUERY = query_of(View(window="24h"))
 
 
 class SlowStore(SqliteStore):
-    """A SQLite store whose windows are counted, and can be held back after they were read."""
+    """A SQLite store that counts its reads of windows, each of which waits for the gate."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -48,7 +48,7 @@ class SlowStore(SqliteStore):
 
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[SlowStore]:
-    """An open store with a decision."""
+    """An open store with one decision."""
     opened = SlowStore(path)
     await opened.open()
     await opened.commit([[kept(1)]], NOW)
@@ -59,15 +59,15 @@ async def store(path: Path) -> AsyncIterator[SlowStore]:
 
 @pytest.fixture
 async def windows(store: SlowStore, clock: HeldClock) -> AsyncIterator[Windows]:
-    """Windows of that store, with room for much."""
+    """Windows of that store, with enough room."""
     made = Windows(store, clock, 1_000 * CELL_BYTES)
     yield made
     store.gate.set()
     await made.close()
 
 
-async def test_all_who_ask_share_one_read(windows: Windows, store: SlowStore) -> None:
-    """Those who come while it runs, and those who come soon after."""
+async def test_all_clients_share_one_read(windows: Windows, store: SlowStore) -> None:
+    """Clients that come during the read, and soon after it, share it."""
     answers = await asyncio.gather(*(windows.read(HOUR_QUERY, None) for _ in range(20)))
     assert store.reads == [HOUR_QUERY]
     assert {id(each) for each in answers} == {id(windows.held(HOUR_QUERY, None))}
@@ -79,7 +79,7 @@ async def test_all_who_ask_share_one_read(windows: Windows, store: SlowStore) ->
 async def test_old_answer_is_given_while_the_next_is_read(
     windows: Windows, store: SlowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits who can be told something; the age says how new it is."""
+    """No client waits if there is an answer, whose age is known."""
     monkeypatch.setattr(module, "REUSE_SECONDS", 0.0)
     monkeypatch.setattr(module, "WINDOW_REST", 0)
     first = await windows.read(HOUR_QUERY, None)
@@ -96,7 +96,7 @@ async def test_old_answer_is_given_while_the_next_is_read(
 
 
 async def test_reads_take_a_tenth_of_the_time(windows: Windows, store: SlowStore) -> None:
-    """All windows together: who asks for many does not make the database work more."""
+    """The limit is for all windows together, so many windows do not add work for the database."""
     for asked in (HOUR_QUERY, DAY_QUERY):
         store.gate.clear()
         reading = asyncio.create_task(windows.read(asked, None))
@@ -115,10 +115,10 @@ async def test_reads_take_a_tenth_of_the_time(windows: Windows, store: SlowStore
     assert store.reads == [HOUR_QUERY, DAY_QUERY]
 
 
-async def test_answer_that_is_behind_what_was_sent_is_read_again(
+async def test_answer_older_than_a_sent_position_is_read_again(
     windows: Windows, store: SlowStore
 ) -> None:
-    """At once: live state has answered with a newer position meanwhile."""
+    """Live state may have sent a newer position meanwhile; the read is at once."""
     first = await windows.read(HOUR_QUERY, None)
     done = await store.commit([[kept(2)]], NOW)
     newest = await windows.read(HOUR_QUERY, done.position)
@@ -132,7 +132,7 @@ async def test_answer_that_is_behind_what_was_sent_is_read_again(
 async def test_position_never_goes_back(
     windows: Windows, store: SlowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that was behind, a replica say, gives no answer rather than an older one."""
+    """A replica that lags gives no answer in place of an older one."""
     monkeypatch.setattr(module, "REUSE_SECONDS", 0.0)
     monkeypatch.setattr(module, "WINDOW_REST", 0)
     old = await store.window(HOUR_QUERY, NOW)
@@ -152,10 +152,10 @@ async def test_position_never_goes_back(
 
 
 @pytest.mark.parametrize("step", [-HOUR, -2 * SECOND, HOUR])
-async def test_clock_that_steps_makes_answers_useless(
+async def test_clock_that_jumps_makes_answers_outdated(
     windows: Windows, store: SlowStore, clock: HeldClock, step: int
 ) -> None:
-    """They are of another hour's window: it is read again at once."""
+    """Answers are for another time, so the window is read again at once."""
     await windows.read(HOUR_QUERY, None)
     clock.moment += step
     newest = await windows.read(HOUR_QUERY, None)
@@ -163,8 +163,8 @@ async def test_clock_that_steps_makes_answers_useless(
     assert len(store.reads) == 2
 
 
-async def test_answers_take_no_more_than_the_room(store: SlowStore, clock: HeldClock) -> None:
-    """The least lately asked for go; the newest stays, however large it is."""
+async def test_answers_take_limited_memory(store: SlowStore, clock: HeldClock) -> None:
+    """The least recently used are dropped; the newest stays with any size."""
     await store.commit([[kept(n, model=f"m{n}", decided=NOW - MINUTE) for n in range(30)]], NOW)
     windows = Windows(store, clock, 70 * CELL_BYTES)
     for window in ("5m", "1h", "24h", "7d"):
@@ -178,20 +178,20 @@ async def test_answers_take_no_more_than_the_room(store: SlowStore, clock: HeldC
     await small.close()
 
 
-async def test_windows_that_nobody_asks_for_are_forgotten(
+async def test_windows_without_clients_are_forgotten(
     windows: Windows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They cost no memory, and do not slow the others down."""
+    """They take no memory, and do not delay other windows."""
     await windows.read(HOUR_QUERY, None)
     monkeypatch.setattr(module, "FORGET_SECONDS", -1.0)
     await windows.read(DAY_QUERY, None)
     assert list(windows._windows) == [DAY_QUERY]
 
 
-async def test_failure_is_reported_at_once_until_it_is_tried_again(
+async def test_failure_is_the_answer_until_the_next_attempt(
     windows: Windows, store: SlowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those who ask meanwhile do not wait for it; afterwards all is well."""
+    """Clients do not wait for that attempt, and get numbers after it."""
     monkeypatch.setattr(module, "REUSE_SECONDS", 600.0)
 
     async def lost(*_: object) -> Snapshot:
@@ -206,8 +206,8 @@ async def test_failure_is_reported_at_once_until_it_is_tried_again(
     assert (await windows.read(HOUR_QUERY, None)).snapshot.total
 
 
-async def test_nobody_waits_for_ever(windows: Windows, store: SlowStore) -> None:
-    """The read goes on, for those who ask later."""
+async def test_clients_wait_for_a_limited_time(windows: Windows, store: SlowStore) -> None:
+    """The read goes on for later clients."""
     store.gate.clear()
     with pytest.raises(Unavailable):
         await windows.read(HOUR_QUERY, None, patience=0.05)
@@ -216,8 +216,8 @@ async def test_nobody_waits_for_ever(windows: Windows, store: SlowStore) -> None
     assert store.reads == [HOUR_QUERY]
 
 
-async def test_node_without_a_database_says_so(clock: HeldClock) -> None:
-    """It has nobody to ask."""
+async def test_node_without_a_database_is_unavailable(clock: HeldClock) -> None:
+    """There is no other source of windows."""
     windows = Windows(NullStore(), clock, 1)
     with pytest.raises(Unavailable):
         await windows.read(HOUR_QUERY, None)

@@ -15,7 +15,7 @@ _TYPES: dict[str, Any] = {"client": ClientMessage, "server": ServerMessage}
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_message_is_read_and_written_back(name: str) -> None:
-    """As JSON and as msgpack: the same fields, with the same values, in the same order."""
+    """JSON and MessagePack have the same fields and values in the same order."""
     case = GOLDEN[name]
     assert case["name"] == name
     kind = _TYPES[case["direction"]]
@@ -29,15 +29,15 @@ def test_golden_message_is_read_and_written_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, case in GOLDEN.items() if "before" in case])
 def test_golden_delta_leads_from_before_to_after(name: str) -> None:
-    """And nothing smaller does."""
+    """The patch is the smallest one."""
     case = GOLDEN[name]
     patch = case["message"]["data"]
     assert apply(case["before"], patch) == case["after"]
     assert diff(case["before"], case["after"]) == patch
 
 
-def test_every_kind_of_message_is_there() -> None:
-    """Each type that either side can send has a golden message."""
+def test_every_kind_of_message_has_a_golden_one() -> None:
+    """The kinds are those of both sides."""
     for direction, union in _TYPES.items():
         shown = {c["message"]["type"] for c in GOLDEN.values() if c["direction"] == direction}
         assert shown == {kind.__struct_config__.tag for kind in get_args(union)}

@@ -35,8 +35,8 @@ from tests.support.running_services import PATIENCE, until
 LARGE = Payload(b"x" * 4_000_000)
 
 
-class NotingPeer:
-    """Notes what the connection tells it (`peers.Peer`)."""
+class RecordingPeer:
+    """A peer that records the calls of the connection (`peers.Peer`)."""
 
     def __init__(self, manager: ConnectionManager, connection: Connection) -> None:
         self._manager = manager
@@ -62,8 +62,8 @@ class NotingPeer:
         self._manager.disconnect(self._connection, code)
 
 
-class NotingPeers(Peers):
-    """Makes peers that note what they are told."""
+class RecordingPeers(Peers):
+    """Makes peers that record their calls."""
 
     def __init__(self, manager: ConnectionManager) -> None:
         self.manager = manager
@@ -71,7 +71,7 @@ class NotingPeers(Peers):
     def peer(
         self, connection: Connection, session: DefaultSession, encoding: Encoding | None
     ) -> Peer:
-        return NotingPeer(self.manager, connection)
+        return RecordingPeer(self.manager, connection)
 
 
 class Client:
@@ -83,11 +83,11 @@ class Client:
         self._protocol = ClientProtocol(parse_uri("ws://localhost/ws/metrics"), max_size=None)
 
     @property
-    def peer(self) -> NotingPeer:
-        return cast(NotingPeer, self.connection.peer)
+    def peer(self) -> RecordingPeer:
+        return cast(RecordingPeer, self.connection.peer)
 
     async def upgrade(self) -> None:
-        """Shake hands."""
+        """Do the WebSocket handshake."""
         request = self._protocol.connect()
         fields = [
             (name.lower().encode(), value.encode()) for name, value in request.headers.raw_items()
@@ -98,7 +98,7 @@ class Client:
         await self.read(1)
 
     async def read(self, count: int) -> list[Any]:
-        """Return the next events, at least so many."""
+        """Return the next events, at least `count` of them."""
         loop, events = asyncio.get_running_loop(), []
         async with asyncio.timeout(PATIENCE):
             while len(events) < count:
@@ -110,13 +110,13 @@ class Client:
         return events
 
     async def send(self, act: Callable[[ClientProtocol], None]) -> None:
-        """Send what comes of acting on the protocol."""
+        """Send the bytes that a call makes the protocol send."""
         act(self._protocol)
         data = b"".join(self._protocol.data_to_send())
         await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
     async def fill(self) -> None:
-        """Have the server send more than the socket holds."""
+        """Make the server send more than the socket holds."""
         self.connection.send(LARGE)
         await until(lambda: state_of(self.connection) is ConnectionState.FULL)
 
@@ -127,13 +127,13 @@ def state_of(connection: WebSocketConnection) -> ConnectionState:
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    """A client that is not connected yet."""
+    """A client before its handshake."""
     instruments = Instruments()
     manager = ConnectionManager(instruments, limit=10)
     admits_all = cast(Renders, type("", (), {"admit": lambda *_: None})())
     admission = AdmissionControl(manager, admits_all, interval=5, sites=Sites(), max_per_address=0)
     edge = WebSocketEdge(
-        NotingPeers(manager), admission, Heartbeat(SystemTimers()), instruments, compress=False
+        RecordingPeers(manager), admission, Heartbeat(SystemTimers()), instruments, compress=False
     )
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -146,8 +146,8 @@ async def client() -> AsyncIterator[Client]:
     await until(lambda: state_of(connection) is ConnectionState.CLOSED)
 
 
-def test_the_table_of_states() -> None:
-    """Each state leads to the end, which leads nowhere; and no state leads back to the start."""
+def test_every_state_leads_to_the_closed_one() -> None:
+    """The closed state leads to none, and no state leads back to the first one."""
     assert set(NEXT_STATES) == set(ConnectionState)
     for state in ConnectionState:
         assert (ConnectionState.CLOSED in NEXT_STATES[state]) is (
@@ -158,7 +158,7 @@ def test_the_table_of_states() -> None:
 
 
 async def test_a_full_socket_is_skipped_until_it_has_drained(client: Client) -> None:
-    """Then the peer is called, once, if anything was skipped."""
+    """The peer is called once after that, if a payload was skipped."""
     await client.upgrade()
     connection, peer = client.connection, client.peer
     await client.fill()
@@ -178,7 +178,7 @@ async def test_a_full_socket_is_skipped_until_it_has_drained(client: Client) -> 
 
 
 async def test_nothing_is_sent_after_a_close_frame(client: Client) -> None:
-    """No payload, reply or ping; and what the client says meanwhile does not count."""
+    """Payloads, replies and pings are not sent, and messages of the client are ignored."""
     await client.upgrade()
     connection, peer = client.connection, client.peer
     connection.stop(CloseCode.RESTART)
@@ -196,7 +196,7 @@ async def test_nothing_is_sent_after_a_close_frame(client: Client) -> None:
 
 
 async def test_a_client_that_closes_is_answered(client: Client) -> None:
-    """With its own code, which is the one that is counted."""
+    """The answer has the client's code, which is also counted."""
     await client.upgrade()
     peer = client.peer
     await client.send(lambda protocol: protocol.send_close(WireCode.GOING_AWAY))
@@ -209,7 +209,7 @@ async def test_a_client_that_closes_is_answered(client: Client) -> None:
 
 
 async def test_pings_are_answered_or_the_connection_is_aborted(client: Client) -> None:
-    """Anything that comes is an answer; one whose socket is full is not judged."""
+    """Any message counts as an answer; a connection with a full socket is not aborted."""
     await client.upgrade()
     connection, peer = client.connection, client.peer
     connection.ping()
@@ -232,7 +232,7 @@ async def test_pings_are_answered_or_the_connection_is_aborted(client: Client) -
 
 
 async def test_a_refused_client_has_no_peer(client: Client) -> None:
-    """It is answered by HTTP, and what it sends then is not looked at."""
+    """It gets an HTTP answer, and later bytes are ignored."""
     connection = client.connection
     connection.upgrade("GET", b"/elsewhere", [(b"host", b"localhost")], "192.0.2.1")
     assert state_of(connection) is ConnectionState.CLOSING
@@ -242,7 +242,7 @@ async def test_a_refused_client_has_no_peer(client: Client) -> None:
 
 
 async def test_a_reset_ends_every_state(client: Client) -> None:
-    """Also a connection whose socket is full; the peer is told once."""
+    """The peer is told once, also if the socket is full."""
     await client.upgrade()
     peer = client.peer
     await client.fill()
