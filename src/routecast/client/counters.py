@@ -8,12 +8,17 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The outcomes of all recorded decisions: each decision is in one counter, besides `retried`.
+    """The numbers of recorded decisions by outcome; each decision is in one, besides `retried`.
 
-    `sent` were accepted. `duplicates` were known to the server before. `conflicts` have the id of
-    another decision, and the server does not count them. `rejected` were refused by the server, or
-    could not be encoded. `dropped` were lost because there was no room or no time. `waiting` are
-    not sent or not answered yet. `retried` counts a decision each time it is sent again.
+    Attributes:
+        sent: Decisions that the server accepted.
+        duplicates: Decisions that the server knew already.
+        rejected: Decisions that the server refused, or that could not be encoded.
+        dropped: Decisions that were lost, because there was no room or no time.
+        waiting: Decisions that are not sent, or not answered for yet.
+        retried: Decisions that were sent again, each counted every time.
+        conflicts: Decisions whose id belongs to another one, so that the server does not count
+            them.
     """
 
     sent: int = 0

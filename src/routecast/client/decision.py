@@ -28,7 +28,31 @@ Number = SupportsFloat | SupportsIndex
 
 
 class Decision(TypedDict, total=False):
-    """The fields of a decision; `strategy` and `provider` are required."""
+    """The fields of a decision, of which `strategy` and `provider` are required.
+
+    A field that is left out or None is unknown, unless it has a default.
+
+    Attributes:
+        strategy: The strategy that decided, up to 64 characters.
+        provider: The provider that it chose, up to 64 characters.
+        model: The model, up to 128 characters.
+        id: An id of your own, up to 128 characters, which counts once within its project. Default:
+            an id of the recorder.
+        timestamp: When it was decided: a time with its offset, or seconds since 1970. Default: the
+            time of `Recorder.record`.
+        confidence: A number from 0 to 1, or a band: `high`, `medium` or `low`.
+        cost: US dollars, 0 to 9,000. An unknown cost is priced by the server where it knows the
+            model and its price, and both numbers of tokens.
+        latency_ms: Milliseconds, up to seven days. A `timedelta` is converted.
+        input_tokens: The tokens that went into the model, up to 10⁹.
+        output_tokens: The tokens that the model produced, up to 10⁹.
+        cached_tokens: The part of `input_tokens` that the provider read from its cache. The price
+            depends on it.
+        status: `success` or `error`. Default: `success`.
+        fallback: Whether the strategy's first choice could not be used.
+        reason: Why, in up to 500 characters. It is stored with the decision, and is in no sums.
+        project: The project that it belongs to, up to 64 characters. Default: `default`.
+    """
 
     strategy: str
     provider: str

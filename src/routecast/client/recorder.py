@@ -24,22 +24,40 @@ EXIT_TIMEOUT: Final = 5.0
 
 
 class Recorder:
-    """Queues decisions within microseconds, and sends them in batches from a background thread.
+    """Queues decisions, and sends them in batches from a background thread.
 
-    `record` never waits and never raises. At most `capacity` decisions wait; if there are more, the
-    oldest are dropped, because new decisions are worth more. A batch is sent when `batch` decisions
-    wait, or `linger` seconds after the first. Each decision gets its id before it is first sent, so
-    that it counts once even if it is sent again.
+    Use it as a context manager, or `close` it. Otherwise the exit of the program sends the
+    decisions that wait. Lost decisions are logged.
 
-    It belongs to the process that uses it: queue, thread, connection and ids are made at the first
-    `record` in a process, so a recorder may be made before a fork and pickled. In each process,
-    recorders with equal arguments share a queue, a thread and a connection.
+    Each decision has its id before it is first sent, so that it counts once even if it is sent
+    again.
 
-    Use it as a context manager, or `close` it. Decisions that wait at the exit of the program are
-    sent then, for at most `exit_timeout` seconds in all. Lost decisions are logged.
+    A recorder belongs to the process that uses it: queue, thread, connection and ids are made at
+    the first `record` in a process, so a recorder may be made before a fork, and pickled. In each
+    process, recorders with equal arguments share a queue, a thread and a connection.
 
-    `token` is sent as `Authorization: Bearer`; if it is a function, it is called before each batch.
-    Raises BadParameter if `url` is not an address, and ValueError if a number is out of range.
+    Args:
+        url: The address of the server, as for `Client`.
+        capacity: The maximum number of decisions that wait or are being sent, from 1; default
+            100,000. If there are more, the oldest are dropped, because new ones are worth more.
+        batch: The number of waiting decisions at which a batch is sent, and the maximum number in a
+            batch, from 1; default 1,000. A batch never has more than 50,000, nor more than half of
+            `capacity`.
+        linger: How long the first decision of a batch waits for others, in seconds; default 0.2.
+        token: Sent as `Authorization: Bearer`. A function is called before each batch, and returns
+            the token. After its exception, the batch is sent later.
+        exit_timeout: How long the exit of the program may take to send what waits, in seconds, for
+            all recorders together; default 5.
+
+    Raises:
+        BadParameter: `url` is not an address of a server.
+        ValueError: A number is out of its range.
+
+    Examples:
+        >>> with Recorder("http://127.0.0.1:8000") as recorder:
+        ...     recorder.record(strategy="hybrid", provider="gemini", cost=0.0023)
+        >>> recorder.counters.sent
+        1
     """
 
     def __init__(
@@ -66,11 +84,21 @@ class Recorder:
     # -- what programs call ---------------------------------------------------------------------
 
     def record(self, decision: Any = None, /, **fields: Unpack[Decision]) -> None:
-        """Queue one decision: keyword arguments, a mapping, or an object with fields.
+        """Queue one decision, in some microseconds. It never waits, and never raises.
 
-        Objects may be a `DecisionIn`, a dataclass, a pydantic model, a row of pandas and similar
-        ones. Fields that are None are left out. Without an `id`, the decision gets one; without a
-        `timestamp`, the current time.
+        Any thread, signal handler or greenlet may call it. The fields are copied, so the caller may
+        change the decision afterwards. A decision that cannot be used counts as rejected, and the
+        log says why.
+
+        Args:
+            decision: A mapping with the fields of a `Decision`, or an object with these fields: a
+                dataclass, a pydantic model, a row of pandas and similar ones.
+            **fields: The fields of a `Decision`. They replace those of `decision`.
+
+        Examples:
+            >>> call = {"strategy": "hybrid", "provider": "gemini"}
+            >>> with Recorder("http://127.0.0.1:8000") as recorder:
+            ...     recorder.record(call, latency_ms=374)
         """
         try:
             given = copied(decision, fields)
@@ -82,10 +110,17 @@ class Recorder:
             logger.exception("a decision could not be recorded")
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Send now; return whether all earlier decisions are settled within `timeout` seconds.
+        """Send waiting decisions now, and wait until they are settled.
 
-        If the server cannot be reached in time, the result is False, and decisions continue to wait
-        until `close` drops them.
+        It blocks: with asyncio, use `await asyncio.to_thread(recorder.flush)`.
+
+        Args:
+            timeout: The maximum time to wait, in seconds. None: no limit, also if the server cannot
+                be reached.
+
+        Returns:
+            Whether the outcome of each decision that was recorded before is known. After False,
+            the others continue to wait.
         """
         if (mine := self._mine.get(getpid())) is None:
             return True
@@ -97,10 +132,17 @@ class Recorder:
         return sender.await_settled(tally, due, until)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Send waiting decisions for at most `timeout` seconds (default: `exit_timeout`), and end.
+        """Send waiting decisions, and end. `with` calls it.
 
-        Return whether all of them were settled. Others are dropped, and so are all decisions
-        recorded later. Other recorders with the same arguments continue.
+        It blocks as `flush` does. Decisions that are not settled in time are dropped, and so are
+        decisions that are recorded later. Other recorders with the same arguments continue.
+
+        Args:
+            timeout: The maximum time to wait, in seconds. None: `exit_timeout`.
+
+        Returns:
+            Whether the outcome of each decision is known. After False, a warning in the log has the
+            number of the others.
         """
         first, self._closed = not self._closed, True
         if (mine := self._mine.get(getpid())) is None:
@@ -122,7 +164,12 @@ class Recorder:
 
     @property
     def counters(self) -> Counters:
-        """The outcomes of the decisions that this recorder has recorded in this process."""
+        """The outcomes of the decisions that this recorder has recorded in this process.
+
+        Examples:
+            >>> Recorder().counters
+            Counters(sent=0, duplicates=0, rejected=0, dropped=0, waiting=0, retried=0, conflicts=0)
+        """
         mine = self._mine.get(getpid())
         return Counters() if mine is None else mine[0].counters()
 
@@ -133,7 +180,7 @@ class Recorder:
         self.close()
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        """Pickle and copy the arguments only: another process has decisions of its own."""
+        # The arguments only: another process has decisions of its own.
         arguments = self._settings
         made = partial(
             type(self),
