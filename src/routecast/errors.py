@@ -2,11 +2,23 @@
 
 
 class RoutecastError(Exception):
-    """The base of all errors whose text may be shown to users."""
+    """The base of all errors of Routecast. Their text may be shown to users."""
 
 
 class BadParameter(RoutecastError):
-    """A request parameter is invalid. Tell the client which one; a retry does not help."""
+    """A parameter is invalid. Tell the client which one; a retry does not help.
+
+    Attributes:
+        parameter: The name of the parameter.
+        message: What is wrong with it, without its name.
+
+    Examples:
+        >>> try:
+        ...     Recorder("ftp://metrics.example")
+        ... except BadParameter as error:
+        ...     print(error.parameter)
+        url
+    """
 
     def __init__(self, parameter: str, message: str) -> None:
         super().__init__(f"{parameter}: {message}")
@@ -43,9 +55,12 @@ class Invalid(RoutecastError):
 
 
 class Unavailable(RoutecastError):
-    """An engine cannot answer now. Try again after `retry_after` seconds.
+    """An engine or a server cannot answer now. Try again later.
 
     No decision was kept, unless the text says that some may have been.
+
+    Attributes:
+        retry_after: The minimum time before the next attempt, in seconds; default 1.
     """
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
@@ -72,7 +87,8 @@ class SumFull(RoutecastError):
 class Refused(RoutecastError):
     """A server refuses this client as it is. A retry does not help.
 
-    `code` is the close code of the stream, or the status of the HTTP answer.
+    Attributes:
+        code: The close code of the stream, or the status of the HTTP answer.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -85,7 +101,12 @@ class Unauthenticated(Refused):
 
 
 class BadRequest(RoutecastError):
-    """A server cannot serve one subscription or history; others on the connection continue."""
+    """A server cannot serve one subscription or history; others on the connection continue.
+
+    Attributes:
+        code: The error code of routecast.v1, such as `bad_request` or `too_many`; `unsupported` for
+            a history of a server that has the default stream only.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

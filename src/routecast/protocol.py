@@ -25,7 +25,12 @@ def rfc3339(moment: int) -> str:
 
 
 class Position(msgspec.Struct, frozen=True):
-    """A state of the database: `seq` rises by one with each commit within an `epoch`."""
+    """A state of the database.
+
+    Attributes:
+        epoch: The name of the database's history; a new one begins when the past changes.
+        seq: A number that rises by one with each commit of decisions within the epoch.
+    """
 
     epoch: str
     seq: int
@@ -197,7 +202,14 @@ FETCH_FAILED: Final = "Failed to fetch metrics"
 
 
 class Source(StrEnum):
-    """Where the state behind a document came from, best first."""
+    """Where numbers come from, the best source first.
+
+    Attributes:
+        LIVE: The live state of the node.
+        CACHE: The cached snapshot.
+        DATABASE: The database.
+        STALE: The last known numbers, because nothing newer can be had.
+    """
 
     LIVE = "live"
     CACHE = "cache"

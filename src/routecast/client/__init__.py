@@ -1,12 +1,10 @@
-"""Routecast's Python client: metrics out, decisions in. Needs msgspec and websockets only.
+"""Routecast's Python client, which needs msgspec and websockets only.
 
-    async for metrics in stream("http://127.0.0.1:8000", window="5m"):
-        print(metrics.total_decisions)
+- `stream` and `stream_sync` yield the metrics of one view, with and without asyncio.
+- `connect` has several subscriptions and histories on one connection.
+- `Recorder` sends decisions from a background thread.
 
-    recorder = Recorder("http://127.0.0.1:8000")
-    recorder.record(strategy="hybrid", provider="gemini", confidence=0.87, cost=0.0023)
-
-`stream_sync` is `stream` without asyncio; `connect` has several subscriptions on one connection.
+The logger `routecast.client` reports lost connections and lost decisions.
 """
 
 from routecast.client.client import Client, connect

@@ -53,12 +53,38 @@ class _NoV1(Exception):
 
 
 class Client:
-    """A connection to one server; `connect` makes it. Use as an asynchronous context manager.
+    """A connection to one server, for several subscriptions and histories.
 
-    It connects in the background, and reconnects whenever the connection is lost; subscriptions
-    then resume from their positions. If reconnecting cannot help, loops raise Refused, or
-    Unauthenticated if a new token can help. If the server does not speak routecast.v1, each
-    subscription uses the default stream, on a connection of its own.
+    Use it in `async with`, which connects in the background, and closes the connection at the end.
+    Subscribe only within it: outside of it, nothing arrives and loops wait for ever.
+
+    If the connection is lost, the client reconnects, and subscriptions resume from their positions.
+    If reconnecting cannot help, loops raise an error (see `Feed.__anext__`). If the server does not
+    speak routecast.v1, each subscription uses the default stream, on a connection of its own.
+
+    Args:
+        url: The address of the server: `http`, `https`, `ws` or `wss`, also with a path before
+            Routecast's own; without a scheme, `http`. Default: `DEFAULT_SERVER`.
+        token: Sent as `Authorization: Bearer`. A function is called before each attempt to
+            connect, and returns the token. Loops raise its exception; after an OSError, the client
+            tries again.
+        protocols: The subprotocols to offer, the preferred one first. By default these are
+            `routecast.v1.msgpack` and `routecast.v1.json`. `()` requests the default stream.
+        on_change: Called with the new `health` when the connection is opened or closed, and after
+            each failed attempt. It runs in the event loop, so it must not block and must not raise.
+
+    Raises:
+        BadParameter: `url` is not an address of a server.
+
+    Examples:
+        >>> import asyncio
+        >>> async def show():
+        ...     async with connect("http://127.0.0.1:8000") as client:
+        ...         counts = await client.subscribe(fields="total_decisions")
+        ...         costs = await client.subscribe(fields="cost", window="1h")
+        ...         print((await anext(counts)).total_decisions, (await anext(costs)).cost)
+        >>> asyncio.run(show())
+        1 Cost(total=0.0023, priced=1, unpriced=0)
     """
 
     def __init__(
@@ -93,7 +119,7 @@ class Client:
 
     @property
     def health(self) -> Health:
-        """The state of the connection now."""
+        """The state of the connection now; its `position`, `source` and `age` are None."""
         return Health.of(self._connection)
 
     async def subscribe(
@@ -107,11 +133,22 @@ class Client:
         project: OneOrMore = None,
         window: str | None = None,
     ) -> Subscription:
-        """Follow the metrics of a view; loop over the returned subscription.
+        """Follow the metrics of a view.
 
-        `fields` are those of the document, `interval` is the minimum time between two documents, in
-        seconds, and `window` is one of `all`, `5m`, `1h`, `24h` and `7d`. Each filter is one name
-        or several. If the server does not accept them, the loop raises BadRequest.
+        Args:
+            fields: The fields of the document, one name or several. None: the default document,
+                which has the first five fields of `Metrics`.
+            interval: The minimum time between two documents, 0.1 to 60 seconds. None: 5 seconds.
+            strategy: The strategies whose decisions count, one name or up to 100. None: all.
+            provider: The providers whose decisions count, as for `strategy`.
+            model: The models whose decisions count, as for `strategy`.
+            project: The projects whose decisions count, as for `strategy`.
+            window: How far back decisions count: `all`, `5m`, `1h`, `24h` or `7d`. None: `all`.
+
+        Returns:
+            A subscription to loop over. To end it before the client ends, call its `close`, or use
+            it in `async with`. The loop raises BadRequest if the server does not accept an
+            argument, or if the client already has 16 subscriptions and followed histories.
         """
         asked = Subscribe(
             f"s{next(self._numbers)}",
@@ -139,12 +176,32 @@ class Client:
         project: OneOrMore = None,
         follow: bool = False,
     ) -> HistoryFeed:
-        """Request a history in at most `points` buckets; loop over the returned feed.
+        """Request a history: the sums of past decisions in buckets of equal length.
 
-        `since` is a time with its offset, or a duration before now; `until` is now by default. The
-        loop yields one `History`; with `follow`, it yields another one whenever it changes, always
-        with the newest `points` buckets. The loop raises BadRequest if the server does not accept
-        the request, and Unavailable if the history cannot be read now.
+        Args:
+            since: The start, a time with its offset, or a duration before now. The first bucket
+                may begin earlier.
+            until: The end, a time with its offset. None: now.
+            points: The maximum number of buckets, 1 to 2,000; default 300. The server chooses the
+                shortest length with which there are no more.
+            group_by: `strategy`, `provider`, `model`, `band` or `status`: one series for each
+                name. None: one series of all decisions.
+            fields: The columns, one name or several: `count`, `errors`, `fallbacks`,
+                `input_tokens`, `output_tokens`, `cost`, `avg_cost`, `avg_confidence`,
+                `avg_latency_ms`, `p50_latency_ms`, `p95_latency_ms` and `p99_latency_ms`. None:
+                `count` and `cost`.
+            strategy: The strategies whose decisions count, one name or up to 100. None: all.
+            provider: The providers whose decisions count, as for `strategy`.
+            model: The models whose decisions count, as for `strategy`.
+            project: The projects whose decisions count, as for `strategy`.
+            follow: Whether the feed continues: it then yields the newest `points` buckets again
+                whenever one of them changes.
+
+        Returns:
+            A feed to loop over. Without `follow`, it yields one `History` and ends. The loop raises
+            BadRequest if the server does not accept an argument, or does not speak routecast.v1. If
+            the server cannot read the history now, the loop raises Unavailable; with `follow`, the
+            client tries again instead.
         """
         asked = GetHistory(
             f"h{next(self._numbers)}",
@@ -161,7 +218,7 @@ class Client:
         return feed
 
     async def close(self) -> None:
-        """Close the connection; all loops end."""
+        """Close the connection; all loops end. `async with` calls it."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -290,6 +347,7 @@ class Client:
 
 
 connect: Final = Client
+"""Another name of `Client`, to be read in `async with connect(url) as client`."""
 
 
 def _filters(

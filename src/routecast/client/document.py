@@ -26,7 +26,13 @@ class _DocumentPart(msgspec.Struct, frozen=True):
 
 
 class Performance(_DocumentPart, frozen=True):
-    """Decisions of one strategy or model; `avg_cost` in dollars, `avg_confidence` from 0 to 1."""
+    """The decisions of one strategy or model.
+
+    Attributes:
+        count: The number of decisions.
+        avg_cost: The average of the known costs, in US dollars; None if none is known.
+        avg_confidence: The average of the known confidences, 0 to 1; None if none is known.
+    """
 
     count: int
     avg_cost: float | None = None
@@ -34,7 +40,13 @@ class Performance(_DocumentPart, frozen=True):
 
 
 class Cost(_DocumentPart, frozen=True):
-    """The sum of the costs of the `priced` decisions, in dollars."""
+    """The costs of decisions.
+
+    Attributes:
+        total: The sum of the known costs, in US dollars.
+        priced: The number of decisions with a known cost.
+        unpriced: The number of decisions without one.
+    """
 
     total: float
     priced: int
@@ -42,14 +54,26 @@ class Cost(_DocumentPart, frozen=True):
 
 
 class Tokens(_DocumentPart, frozen=True):
-    """The sums of tokens."""
+    """The sums of the known numbers of tokens.
+
+    Attributes:
+        input: The tokens that went into models.
+        output: The tokens that models produced.
+    """
 
     input: int
     output: int
 
 
 class Latency(_DocumentPart, frozen=True):
-    """Latency in milliseconds; percentiles are exact to 2 %."""
+    """The known latencies; each field is None if there are none.
+
+    Attributes:
+        avg: The average, in milliseconds.
+        p50: The median, in milliseconds, exact to 2 %.
+        p95: The 95th percentile, in milliseconds, exact to 2 %.
+        p99: The 99th percentile, in milliseconds, exact to 2 %.
+    """
 
     avg: float | None = None
     p50: float | None = None
@@ -58,24 +82,53 @@ class Latency(_DocumentPart, frozen=True):
 
 
 class Errors(_DocumentPart, frozen=True):
-    """The number of failed decisions, and their part of all decisions, from 0 to 1."""
+    """The decisions with the status `error`.
+
+    Attributes:
+        count: Their number.
+        rate: Their part of all decisions, 0 to 1; None if there are no decisions.
+    """
 
     count: int
     rate: float | None = None
 
 
 class Savings(_DocumentPart, frozen=True):
-    """Dollars saved in comparison with the server's baseline model."""
+    """What was saved in comparison with the server's baseline model.
+
+    Attributes:
+        baseline: The name of the baseline model.
+        total: The price of the baseline model for the same tokens, less the paid cost, in US
+            dollars, over the decisions with known cost and tokens; None if there are none.
+    """
 
     baseline: str
     total: float | None = None
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """The metrics as of `position`. Fields that were not asked for are None or empty.
+    """The numbers of a view. A field is None or empty if it is unknown, or was not asked for.
 
-    Names are in the order of their counts, largest first. `data` is the whole
-    document, with the fields that this version does not know.
+    Attributes:
+        total_decisions: The number of decisions.
+        avg_confidence: The average of the known confidences, 0 to 1.
+        strategy_performance: The decisions of each strategy, by name, largest count first.
+        confidence_distribution: The number of decisions in each band: `high`, `medium`, `low`.
+        provider_usage: The number of decisions of each provider, by name, largest first.
+        cost: The costs of decisions, in US dollars.
+        tokens: The sums of tokens.
+        latency_ms: The latencies, in milliseconds.
+        errors: The failed decisions.
+        fallbacks: The number of decisions with a fallback.
+        models: The decisions of each model, by name, largest count first; decisions without a model
+            are left out.
+        rate: The decisions per second over the last minute.
+        savings: What was saved; None also if the server has no baseline model.
+        timestamp: When the server sent the document, as RFC 3339 in UTC.
+        position: The position up to which decisions count; None on the default stream.
+        source: The source of the numbers; None on the default stream.
+        age_ms: The age of the numbers at `timestamp`, in milliseconds; None on the default stream.
+        data: The document itself, with the fields that this version of the client does not know.
     """
 
     total_decisions: int | None = None
@@ -93,7 +146,6 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     savings: Savings | None = None
 
     timestamp: str
-    # On the default stream, these are None.
     position: Position | None = None
     source: Source | None = None
     age_ms: int | None = None

@@ -20,10 +20,17 @@ _ALIVE: Final = 1.2 * ALIVE_SECONDS
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The state of a connection, and how fresh the values are.
+    """The state of a connection, and how fresh the metrics of a subscription are.
 
-    `trouble` says why it is not connected, or why the values are stale. `retry_in` is the number of
-    seconds until the next attempt, `age` the number since the values were known to be the newest.
+    Attributes:
+        state: The state of the connection; `stale` if it is open and the metrics are not fresh.
+        trouble: Why it is not connected, or why the metrics are stale; "" if nothing is wrong.
+        retry_in: The time until the next attempt to connect, in seconds; None if none is planned.
+        position: The position of the newest metrics; None before the first ones, and on the default
+            stream.
+        source: The source of the newest metrics; None as for `position`.
+        age: The time since the metrics were known to be the newest, in seconds; None before the
+            first ones.
     """
 
     state: State
@@ -35,16 +42,36 @@ class Health:
 
     @classmethod
     def of(cls, connection: ReconnectingConnection) -> "Health":
-        """Return the health of a connection, without the fields of a subscription."""
+        """Return the health of a connection, without the fields of a subscription.
+
+        Args:
+            connection: The connection of a `Client`, which calls this.
+        """
         at = connection.retry_at
         retry_in = None if at is None else max(0.0, at - time.monotonic())
         return cls(connection.state, connection.reason, retry_in)
 
 
 class Feed(Generic[Value]):
-    """An asynchronous iterator over the newest values. Older ones are skipped, never queued.
+    """An asynchronous iterator over the newest values; older ones are skipped, never queued.
 
+    `Client.subscribe` and `Client.history` make it. Use one loop: each value goes to one loop only.
     End it by `close` or `async with`, so that the server stops sending.
+
+    Args:
+        topic: The subscription or history whose values it yields.
+        connection: The connection that its values come from.
+        end: Called by `close`, to end the topic at the server.
+
+    Examples:
+        >>> import asyncio
+        >>> async def show():
+        ...     async with connect("http://127.0.0.1:8000") as client:
+        ...         async with await client.subscribe(provider=("gemini", "claude")) as feed:
+        ...             async for metrics in feed:
+        ...                 return metrics.provider_usage
+        >>> asyncio.run(show())
+        {'gemini': 1}
     """
 
     def __init__(
@@ -66,6 +93,16 @@ class Feed(Generic[Value]):
         return self
 
     async def __anext__(self) -> Value:
+        """Wait until there is a newer value than the one before, and return it.
+
+        Raises:
+            BadRequest: The server does not accept this view or history. Other feeds continue.
+            Refused: The server refuses this client, and reconnecting does not help.
+            Unauthenticated: The token is missing, invalid or expired. Connect with a new one.
+            Unavailable: A history cannot be read now. Request it again after `retry_after` seconds.
+            StopAsyncIteration: The feed or its client was closed, or the history is complete.
+            msgspec.ValidationError: The server sent metrics with a value of a wrong type.
+        """
         while not self._fresh:
             if self._error is not None:
                 raise self._error
@@ -83,7 +120,7 @@ class Feed(Generic[Value]):
         await self.close()
 
     async def close(self) -> None:
-        """End the subscription; loops over it end."""
+        """End the feed here and at the server; a loop over it ends. `async with` calls it."""
         self.end()
         await self._end(self)
 
@@ -91,7 +128,7 @@ class Feed(Generic[Value]):
         raise NotImplementedError
 
     def take(self) -> None:
-        """Record that the topic has a new value or failure."""
+        """Record that the topic has a new value or failure. `Client` calls it."""
         failure = self.topic.failure
         if failure is None:
             self._fresh = True
@@ -103,29 +140,44 @@ class Feed(Generic[Value]):
         self._changed.set()
 
     def fail(self, error: Exception) -> None:
-        """Make loops raise an error, after the values that came before."""
+        """Make a loop raise an error, after the value that came before. `Client` calls it.
+
+        Args:
+            error: The error to raise.
+        """
         self._error = error
         self._changed.set()
 
     def end(self) -> None:
-        """Make loops end."""
+        """Make a loop end. `Client` and `close` call it."""
         self._ended = True
         self._changed.set()
 
 
 class Subscription(Feed[Metrics]):
-    """The metrics of a view, as they change."""
+    """A feed of the metrics of a view, as they change; `Client.subscribe` makes it.
+
+    Examples:
+        >>> import asyncio
+        >>> async def show():
+        ...     async with connect("http://127.0.0.1:8000") as client:
+        ...         live = await client.subscribe(strategy="hybrid")
+        ...         metrics = await anext(live)
+        ...         print(metrics.strategy_performance["hybrid"], live.health.state)
+        >>> asyncio.run(show())
+        Performance(count=1, avg_cost=0.0023, avg_confidence=0.87) connected
+    """
 
     topic: SubscribedView
 
     @property
     def metrics(self) -> Metrics | None:
-        """The newest metrics; None before the first."""
+        """The newest metrics, without waiting; None before the first ones."""
         return None if self.topic.visible is None else self._value()
 
     @property
     def health(self) -> Health:
-        """The state of the connection, and how fresh the metrics are."""
+        """The state of the connection now, and how fresh the metrics are."""
         health, visible = Health.of(self.connection), self.topic.visible
         if visible is None:
             failure = self.topic.failure
@@ -167,7 +219,19 @@ class Subscription(Feed[Metrics]):
 
 
 class HistoryFeed(Feed[History]):
-    """A history; with `follow`, a new value each time it changes."""
+    """A feed of one history, or of its changes with `follow`; `Client.history` makes it.
+
+    Examples:
+        >>> import asyncio
+        >>> from datetime import timedelta
+        >>> async def show():
+        ...     async with connect("http://127.0.0.1:8000") as client:
+        ...         feed = await client.history(timedelta(hours=1), group_by="strategy")
+        ...         history = await anext(feed)
+        ...         print(history.step, sum(history.series["hybrid"]["count"]))
+        >>> asyncio.run(show())
+        60 1
+    """
 
     topic: HistoryRequest
 

@@ -18,10 +18,16 @@ _MAX_POINTS: Final = 100_000
 
 
 class History(msgspec.Struct, frozen=True):
-    """Buckets of `step` seconds from `start` on, as of `position`; the last may not be over yet.
+    """The sums of past decisions, in buckets of equal length; the last one may not be over yet.
 
-    `series` has the columns of each group, by its key (`all` without groups). A column has `points`
-    values; None is the value of an empty bucket.
+    Attributes:
+        start: The time at which the first bucket begins, in UTC.
+        step: The length of a bucket, in seconds.
+        points: The number of buckets.
+        series: The columns of each group, by the group's name and the column's name. Without
+            `group_by`, the only group is `all`. A column has a value for each bucket. In an empty
+            bucket, counts and tokens are 0, and other values are None.
+        position: The position up to which decisions count.
     """
 
     start: datetime

@@ -47,11 +47,19 @@ _ENDS: Final = (WebSocketException, OSError, EOFError, msgspec.DecodeError, Recu
 
 
 class State(StrEnum):
-    """The state of a client's connection."""
+    """The state of a client's connection.
 
-    CONNECTING = "connecting"  # for the first time
+    Attributes:
+        CONNECTING: It is being opened for the first time.
+        CONNECTED: It is open.
+        STALE: It is open, and the metrics of the subscription are not fresh.
+        RECONNECTING: It was lost or could not be opened, and the client tries again.
+        CLOSED: It is closed, and is not opened again.
+    """
+
+    CONNECTING = "connecting"
     CONNECTED = "connected"
-    STALE = "stale"  # connected, but the values are not fresh
+    STALE = "stale"
     RECONNECTING = "reconnecting"
     CLOSED = "closed"
 

@@ -27,10 +27,34 @@ class ViewOptions(TypedDict, total=False):
 async def stream(
     url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[ViewOptions]
 ) -> AsyncGenerator[Metrics]:
-    """Yield the metrics whenever they change, also after lost connections; never ends.
+    """Yield the metrics of a view whenever they change.
 
-    A slow loop skips older values. The options are those of `Client.subscribe`. Raises Refused or
-    BadRequest if a retry cannot help.
+    It reconnects by itself, and never ends by itself. A slow loop skips older metrics. If the loop
+    may end early, close the generator, as in the example.
+
+    Args:
+        url: The address of the server, as for `Client`.
+        token: The token or a function that returns it, as for `Client`.
+        **asked: The arguments of `Client.subscribe`.
+
+    Yields:
+        The newest metrics.
+
+    Raises:
+        BadParameter: `url` is not an address of a server.
+        BadRequest: The server does not accept one of the other arguments.
+        Refused: The server refuses this client, and reconnecting does not help.
+        Unauthenticated: The token is missing, invalid or expired.
+
+    Examples:
+        >>> import asyncio
+        >>> from contextlib import aclosing
+        >>> async def show():
+        ...     async with aclosing(stream("http://127.0.0.1:8000", window="5m")) as newest:
+        ...         async for metrics in newest:
+        ...             return metrics.total_decisions
+        >>> asyncio.run(show())
+        1
     """
     async with Client(url, token=token) as client, await client.subscribe(**asked) as subscription:
         async for metrics in subscription:
@@ -40,9 +64,30 @@ async def stream(
 def stream_sync(
     url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[ViewOptions]
 ) -> Generator[Metrics]:
-    """Yield what `stream` does, without asyncio: the connection is in a thread of its own.
+    """Yield the metrics of a view whenever they change, without asyncio.
 
-    Closing the generator (or leaving its loop) ends the connection and the thread.
+    The connection is in a thread of its own. Both end when the generator is closed: by its `close`,
+    or when a loop ends and no variable has the generator.
+
+    Args:
+        url: The address of the server, as for `Client`.
+        token: The token or a function that returns it, as for `Client`.
+        **asked: The arguments of `Client.subscribe`.
+
+    Yields:
+        The newest metrics; older ones are skipped.
+
+    Raises:
+        BadParameter: As for `stream`.
+        BadRequest: As for `stream`.
+        Refused: As for `stream`.
+        Unauthenticated: As for `stream`.
+
+    Examples:
+        >>> for metrics in stream_sync("http://127.0.0.1:8000", interval=1):
+        ...     print(metrics.total_decisions)
+        ...     break
+        1
     """
     reader = _StreamThread(stream(url, token=token, **asked))
     reader.start()

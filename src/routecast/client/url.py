@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, urlencode, urlsplit
 from routecast.errors import BadParameter
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
+"""The address that `routecast serve` listens on by default: this machine, port 8000."""
 _STREAM: Final = "/ws/metrics"
 
 
