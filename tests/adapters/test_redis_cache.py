@@ -7,10 +7,13 @@ from redis import Redis
 
 from routecast.adapters.cache import redis as redis_cache
 from routecast.adapters.cache.redis import RedisCache
-from routecast.core.snapshot import FORM, Snapshot
+from routecast.core.delta import Delta
+from routecast.core.packing import CELLS_PER_PACK_STEP, FORM
+from routecast.core.snapshot import Snapshot
 from routecast.errors import Unavailable
 from routecast.protocol import Position
-from tests.support.decisions import NOW
+from routecast.slices import Slices
+from tests.support.decisions import NOW, cells_of, kept
 from tests.support.engines import SharedRedis
 
 
@@ -61,6 +64,29 @@ async def test_unreadable_snapshot_is_none(
     assert await cache.get() is None
     await cache.put(snapshot(1))
     assert await cache.get() is not None
+
+
+class CountingSlices(Slices):
+    turns = 0
+
+    async def turn(self) -> None:
+        self.turns += 1
+        await super().turn()
+
+
+async def test_large_snapshot_is_packed_in_slices(shared: SharedRedis) -> None:
+    """Other tasks get turns while it is packed, however many cells it has."""
+    large = Snapshot(Position("e", 0), NOW)
+    cells = 8 * CELLS_PER_PACK_STEP
+    many = cells_of([kept(n, model=f"m{n}") for n in range(cells)])
+    large.apply(Delta(Position("e", 1), many, NOW))
+    cache = RedisCache(shared.link(), slices=(slices := CountingSlices()))
+    await cache.put(large)
+    found = await cache.get()
+    await cache.close()
+    assert found is not None
+    assert found.total == large.total
+    assert slices.turns >= 3 * 8 / 2  # total, hour and minute; a step has less than twice the cells
 
 
 async def test_too_large_a_snapshot_is_not_kept(

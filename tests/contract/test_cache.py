@@ -69,6 +69,26 @@ async def test_changes_do_not_reach_the_cache(cache: Cache) -> None:
     assert await held(cache) == Position("e", 1)
 
 
+async def test_commits_during_a_put_do_not_reach_the_cache(cache: Cache) -> None:
+    """A large snapshot takes many turns of the event loop to pack; commits come in between."""
+    many = [kept(n, model=f"m{n}") for n in range(3_000)]
+    mine = Snapshot(Position("e", 0), NOW)
+    mine.apply(Delta(Position("e", 1), cells_of(many), NOW))
+    putting = asyncio.create_task(cache.put(mine))
+    while not putting.done():
+        await asyncio.sleep(0)
+        following = Position("e", mine.position.seq + 1)
+        mine.apply(Delta(following, cells_of(many[following.seq % 3_000 :: 300]), NOW))
+    await putting
+    got = await cache.get()
+    assert got is not None
+    assert got.position == Position("e", 1)
+    assert_sums(got.total, many)
+    assert_sums(cells_in(got, "5m", NOW), many)
+    await cache.put(snapshot(2))  # newer than what is cached, older than what was not
+    assert await held(cache) == Position("e", 2)
+
+
 async def test_invalidate_forgets_what_is_older(cache: Cache) -> None:
     """A snapshot of an earlier commit is removed."""
     await cache.put(snapshot(3))

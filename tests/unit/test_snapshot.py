@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from msgspec import msgpack
 
 from routecast.core.delta import Delta
+from routecast.core.packing import CELLS_PER_PACK_STEP, FORM
 from routecast.core.periods import CELL_BYTES
 from routecast.core.rollup import Cells, Key
-from routecast.core.snapshot import BOUNDED, COVERAGE, FORM, HOUR, LIFETIME, Snapshot
+from routecast.core.snapshot import BOUNDED, COVERAGE, HOUR, LIFETIME, Snapshot
 from routecast.errors import MissingDeltas, NotHeld
 from routecast.protocol import WINDOWS, Position
 from tests.support.commit_history import CommitHistory, load
@@ -240,6 +241,52 @@ def test_pack_knows_what_changed_since_the_last(first: list[Any], more: list[lis
         back = Snapshot.unpack(snapshot.pack())
         assert_equal(back, snapshot)
         assert_equal(Snapshot.unpack(back.pack()), snapshot)
+
+
+@given(
+    loaded=some,
+    room=st.sampled_from([None, 5 * CELL_BYTES, 40 * CELL_BYTES]),
+    again=st.booleans(),
+    step=st.integers(1, 4),
+    between=st.lists(st.one_of(st.just(None), some), max_size=12),
+)
+def test_commits_during_packing_are_not_packed(
+    loaded: list[Any], room: int | None, again: bool, step: int, between: list[list[Any] | None]
+) -> None:
+    """Wherever they come, and even if they drop a window: the bytes are those of the beginning."""
+    snapshot = load(Position("e", 0), NOW, loaded)
+    if again:
+        snapshot.pack()  # unchanged periods are not packed again
+    snapshot.room = room
+    before = Snapshot.unpack(
+        snapshot.pack() if again else load(Position("e", 0), NOW, loaded).pack()
+    )
+    with snapshot.packing() as packing:
+        steps = packing.steps(step)
+        for decisions in between:
+            if decisions is None:
+                next(steps, None)
+            else:
+                snapshot.apply(delta(snapshot.position.seq + 1, *decisions))
+        for _ in steps:
+            pass
+    assert_equal(Snapshot.unpack(b"".join(packing.pieces())), before)
+    # And what was kept of it is right for the next time.
+    after = Snapshot.unpack(snapshot.pack())
+    assert_equal(after, snapshot)
+
+
+def test_large_snapshot_is_packed_in_steps() -> None:
+    """Also a cell that a commit changes is packed once only."""
+    cells = 5 * CELLS_PER_PACK_STEP
+    many = [kept(n, model=f"m{n}") for n in range(cells)]
+    snapshot = Snapshot(Position("e", 0), NOW)
+    snapshot.apply(delta(1, *many))
+    with snapshot.packing() as packing:
+        steps = sum(1 for _ in packing.steps())
+    assert steps >= 3 * cells / (2 * CELLS_PER_PACK_STEP)  # total, hour and minute
+    (*_, total, _, _, keys) = msgpack.decode(b"".join(packing.pieces()))
+    assert len(total) == len(keys) == cells
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
@@ -358,6 +358,12 @@ def is_done(reply: Any) -> bool:
 def compress(data: bytes) -> bytes:
     """Return compressed bytes, for the network and for Redis's memory."""
     return zstd.compress(data, 1)
+
+
+def compress_pieces(pieces: Iterable[bytes]) -> bytes:
+    """Return the compressed bytes of all pieces together. Other threads run meanwhile."""
+    compressor = zstd.ZstdCompressor(1)
+    return b"".join([*map(compressor.compress, pieces), compressor.flush()])
 
 
 def decompress(data: bytes) -> bytes:

@@ -62,7 +62,7 @@ class Periods(Mapping[int, PeriodCells]):
         self._packed_cells: dict[int, int] = {}
         self._packed_bytes = 0
         self._opened: WeakValueDictionary[int, _Opened] = WeakValueDictionary()
-        # The added cells as `pack` wrote them last.
+        # The added cells as MessagePack, of periods that did not change since they were packed.
         self._written: dict[int, bytes] = {}
 
     def __getitem__(self, number: int) -> PeriodCells:
@@ -140,17 +140,26 @@ class Periods(Mapping[int, PeriodCells]):
 
     # -- as bytes, for a cache ------------------------------------------------------------------
 
-    def pack(self) -> dict[int, list[msgspec.Raw]]:
-        """Return all periods as MessagePack. Only periods that have changed are packed again."""
-        for number in self._added.keys() - self._written.keys():
-            self._written[number] = pack_cells(self._added[number], self._keys)
-        packed = {number: list(map(msgspec.Raw, parts)) for number, parts in self._packed.items()}
+    def packed_parts(self) -> dict[int, list[bytes]]:
+        """Return the parts of each period that are held as MessagePack, without `not_written`."""
+        parts = {number: list(packed) for number, packed in self._packed.items()}
         for number, written in self._written.items():
-            packed.setdefault(number, []).append(msgspec.Raw(written))
-        return packed
+            parts.setdefault(number, []).append(written)
+        return parts
+
+    def not_written(self) -> dict[int, PeriodCells]:
+        """Return the added cells of the periods that changed since `keep_written`."""
+        return {
+            number: cells for number, cells in self._added.items() if number not in self._written
+        }
+
+    def keep_written(self, number: int, cells: PeriodCells, written: bytes) -> None:
+        """Keep the MessagePack of a period's added cells until they change."""
+        if self._added.get(number) is cells:  # else the period was dropped
+            self._written[number] = written
 
     def take(self, packed: Mapping[int, Iterable[msgspec.Raw]]) -> None:
-        """Take over what `pack` returned. Raises ValueError on anything else."""
+        """Take over packed periods (`core/packing.py`). Raises ValueError on anything else."""
         count = len(self._keys.all)
         for number, parts in packed.items():
             for part in parts:
@@ -163,8 +172,3 @@ class Periods(Mapping[int, PeriodCells]):
         self._packed.setdefault(number, []).append(packed)
         self._packed_cells[number] = self._packed_cells.get(number, 0) + cells
         self._packed_bytes += len(packed)
-
-
-def pack_cells(cells: PeriodCells, keys: Keys) -> bytes:
-    """Return the cells of a period as MessagePack: a list of key numbers and sums."""
-    return _encode([(keys.number(key), sums.row()) for key, sums in cells.items()])

@@ -9,6 +9,7 @@ window is dropped, with the periods that only this window needs; then the next l
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Final, Literal, NamedTuple, Self
 
@@ -16,7 +17,8 @@ import msgspec
 
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
-from routecast.core.periods import CELL_BYTES, Keys, Periods, pack_cells
+from routecast.core.packing import Packing
+from routecast.core.periods import CELL_BYTES, Keys, Periods
 from routecast.core.rollup import (
     MINUTES_PER_HOUR,
     Key,
@@ -156,6 +158,7 @@ class Snapshot:
         # (`core/breakdown.py`).
         self._recent: deque[Delta] = deque()
         self._recent_cells = 0
+        self._packings: list[Packing] = []  # the ones that run now
         # For each field of a key: the total's keys by their name there, and how many of the keys
         # this index has.
         self._index: dict[int, dict[str, list[Key]]] = {}
@@ -247,6 +250,8 @@ class Snapshot:
 
     def _add(self, minute: int, added: Mapping[Key, Sums]) -> None:
         cells = self._keys.shared(added)
+        for packing in self._packings:
+            packing.save(minute, cells.keys())
         merge_cells(self.total, cells)
         if self._holds_hour(minute // MINUTES_PER_HOUR):
             self.hours.add(minute // MINUTES_PER_HOUR, cells)
@@ -314,14 +319,26 @@ class Snapshot:
 
     # -- as bytes, for a cache ------------------------------------------------------------------
 
+    @contextmanager
+    def packing(self) -> Iterator[Packing]:
+        """Pack the snapshot as it is now, in steps between which it may take commits.
+
+        Do not begin while a delta is being applied. Run `Packing.steps` to its end in the body.
+        """
+        packed = self.total, self.hours, self.minutes, self._keys
+        packing = Packing(self.position, self.taken, self.covered, *packed)
+        self._packings.append(packing)
+        try:
+            yield packing
+        finally:
+            self._packings.remove(packing)
+
     def pack(self) -> bytes:
-        """Return the snapshot as bytes. Only periods that have changed are packed again."""
-        total = msgspec.Raw(pack_cells(self.total, self._keys))
-        hours, minutes = self.hours.pack(), self.minutes.pack()
-        # The order is that of _Packed.
-        return _encode(
-            (FORM, self.position, self.taken, self.covered, total, hours, minutes, self._keys.all)
-        )
+        """Return the snapshot as bytes. This takes long: on the event loop, use `packing`."""
+        with self.packing() as packing:
+            for _ in packing.steps():
+                pass
+        return b"".join(packing.pieces())
 
     @classmethod
     def unpack(cls, packed: bytes, room: int | None = None) -> Self:
@@ -358,12 +375,10 @@ def _pieces(cells: Mapping[Key, Sums]) -> Iterator[Mapping[Key, Sums]]:
         yield piece
 
 
-# Changes with the packed form, so that no version misreads the bytes of another.
-FORM: Final = 2
-
-
 class _Packed(msgspec.Struct, array_like=True):
-    form: Literal[2]
+    """What `Packing.pieces` writes."""
+
+    form: Literal[2]  # FORM
     position: Position
     taken: int
     covered: tuple[str, ...]
@@ -373,5 +388,4 @@ class _Packed(msgspec.Struct, array_like=True):
     keys: list[PackedKey]
 
 
-_encode: Final = msgspec.msgpack.Encoder().encode
 _decoder: Final = msgspec.msgpack.Decoder(_Packed)

@@ -159,22 +159,24 @@ class Engines:
     clock: Clock
     prices: Prices
     instruments: Instruments = field(default_factory=Instruments)
+    slices: Slices = field(default_factory=Slices)
     redis: "RedisCheck | None" = None  # None without a Redis
 
 
 def open_engines(settings: Settings) -> Engines:
     """Return the engines that the settings name, not yet opened. Raises BadSettings."""
-    clock, instruments = SystemClock(), Instruments()
+    clock, instruments, slices = SystemClock(), Instruments(), Slices()
     engines = Engines(
         store=NullStore()
         if settings.role == "stream"
         else open_store(settings.database_url, connections=settings.database_connections),
-        cache=MemoryCache(clock, settings.cache_seconds),
+        cache=MemoryCache(clock, settings.cache_seconds, slices),
         bus=MemoryBus(),
         cluster=MemoryCluster(),
         clock=clock,
         prices=GenaiPrices(instruments.prices_skipped.inc),
         instruments=instruments,
+        slices=slices,
     )
     if settings.redis_url:
         return _on_redis(engines, settings, settings.redis_url)
@@ -194,7 +196,7 @@ def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
     link = partial(RedisLink, url, settings.redis_prefix, CircuitBreaker("Redis"))
     return replace(
         engines,
-        cache=RedisCache(link(), settings.cache_seconds),
+        cache=RedisCache(link(), settings.cache_seconds, engines.slices),
         bus=RedisBus(link(), engines.instruments),
         cluster=RedisCluster(link()),
         redis=RedisCheck(link(), engines.instruments.redis_up.set),
@@ -229,7 +231,7 @@ class Services:
             self.instruments.names.labels(part).set_function(partial(names.used, part))
             self.instruments.names_limit.labels(part).set(limit)
         self.instruments.wal_bytes.set_function(partial(_wal_bytes, engines.store))
-        self.slices = Slices()
+        self.slices = engines.slices
         rules = Rules(
             high=settings.band_high,
             medium=settings.band_medium,

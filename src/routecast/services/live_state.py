@@ -98,6 +98,7 @@ class LiveState:
         self._wake_timer = WakeTimer(timers)
         self._snapshot: Snapshot | None = None  # at the sequencer's position
         self._applying: asyncio.Task[None] | None = None  # of a large delta, while it is applied
+        self._sharing: asyncio.Task[None] | None = None  # while the snapshot is put into the cache
         self._as_of = clock.now()  # when the snapshot was last known to be the newest
         self._named: str | None = None  # the epoch whose names were learnt
         self._tried = asyncio.Event()
@@ -180,6 +181,7 @@ class LiveState:
                     self._poller.suspect()
         finally:
             stop()
+            self._stop_sharing()
             self._sequencer.lose_step()  # no delta arrives from now on
             if self._sequencer.is_applying:
                 self._forget()
@@ -212,7 +214,7 @@ class LiveState:
         else:
             self._coverage.log_changes(self._snapshot)
             self._announce()
-            await self._share()
+            self._share_soon()
             await self._loader.recheck()
 
     # -- deltas and positions -------------------------------------------------------------------
@@ -357,6 +359,7 @@ class LiveState:
         return snapshot is not None and not 0 <= self._clock.now() - snapshot.taken < LIFETIME
 
     async def _load(self, source: Awaitable[Snapshot]) -> None:
+        self._stop_sharing()  # what is loaded is cached; an older one must not replace it
         self._sequencer.begin_load()
         began, failed = self._timers.now(), True
         try:
@@ -400,6 +403,20 @@ class LiveState:
             with suppress(Unavailable):  # the store folds them itself
                 return await self._store.folded_names()
         return None
+
+    def _share_soon(self) -> None:
+        """Share the snapshot in a task: packing it takes long, and the next step must not wait."""
+        if self._sharing is not None:
+            if not self._sharing.done():
+                return
+            sharing, self._sharing = self._sharing, None
+            sharing.result()  # its crash is a crash of `run`
+        self._sharing = asyncio.create_task(self._share(), name="share snapshot")
+
+    def _stop_sharing(self) -> None:
+        sharing, self._sharing = self._sharing, None
+        if sharing is not None:
+            sharing.cancel()
 
     async def _share(self) -> None:
         """Cache the snapshot if it is due, so that starting nodes need not read the database."""

@@ -2,37 +2,40 @@
 
 import asyncio
 
+from routecast.adapters.cache.pack_in_slices import pack_in_slices
 from routecast.core.snapshot import Snapshot
 from routecast.ports import Clock
 from routecast.protocol import Position
+from routecast.slices import Slices
 
 
 class MemoryCache:
     """Keeps a snapshot as bytes for `lifetime` seconds (`ports.Cache`)."""
 
-    def __init__(self, clock: Clock, lifetime: float = 30.0) -> None:
+    def __init__(self, clock: Clock, lifetime: float = 30.0, slices: Slices | None = None) -> None:
         self._clock = clock
+        self._slices = slices or Slices()
         self._lifetime = int(lifetime * 1_000_000)
-        self._held: tuple[Position, int, bytes] | None = None
+        self._held: tuple[Position, int, list[bytes]] | None = None
 
     async def get(self) -> Snapshot | None:
         if self._held is None:
             return None
-        _, expires, packed = self._held
+        _, expires, pieces = self._held
         if self._clock.now() >= expires:
             self._held = None
             return None
-        return await asyncio.to_thread(Snapshot.unpack, packed)
+        return await asyncio.to_thread(lambda: Snapshot.unpack(b"".join(pieces)))
 
     async def put(self, snapshot: Snapshot) -> None:
-        if self._held is not None and self._held[1] > self._clock.now():
+        position = snapshot.position  # later commits are not in the pieces
+        pieces = await pack_in_slices(snapshot, self._slices)
+        now = self._clock.now()
+        if self._held is not None and self._held[1] > now:
             held = self._held[0]
-            if held.epoch == snapshot.position.epoch and held.seq > snapshot.position.seq:
+            if held.epoch == position.epoch and held.seq > position.seq:
                 return
-        expires = self._clock.now() + self._lifetime
-        position = snapshot.position
-        packed = await asyncio.to_thread(snapshot.pack)  # many cells take long
-        self._held = (position, expires, packed)
+        self._held = (position, now + self._lifetime, pieces)
 
     async def invalidate(self, position: Position) -> None:
         if self._held is not None:

@@ -4,16 +4,19 @@ import asyncio
 import logging
 from typing import Any, Final
 
+from routecast.adapters.cache.pack_in_slices import pack_in_slices
 from routecast.adapters.redis_client import (
     MAX_CHARACTERS_SHOWN,
     RedisLink,
-    compress,
+    compress_pieces,
     decompress,
     is_done,
 )
-from routecast.core.snapshot import FORM, Snapshot
+from routecast.core.packing import FORM
+from routecast.core.snapshot import Snapshot
 from routecast.errors import Unavailable
 from routecast.protocol import Position
+from routecast.slices import Slices
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +42,11 @@ return 1
 class RedisCache:
     """Keeps a snapshot for `lifetime` seconds, compressed (`ports.Cache`)."""
 
-    def __init__(self, link: RedisLink, lifetime: float = 30.0) -> None:
+    def __init__(
+        self, link: RedisLink, lifetime: float = 30.0, slices: Slices | None = None
+    ) -> None:
         self._link = link
+        self._slices = slices or Slices()
         # Versions with different forms of snapshots use different keys.
         self._key = link.key(f"snapshot:{FORM}")
         self._milliseconds = round(lifetime * 1000)
@@ -58,11 +64,12 @@ class RedisCache:
             return None
 
     async def put(self, snapshot: Snapshot) -> None:
-        packed = await asyncio.to_thread(compress, snapshot.pack())
+        position = snapshot.position  # later commits are not in the pieces
+        pieces = await pack_in_slices(snapshot, self._slices)
+        packed = await asyncio.to_thread(compress_pieces, pieces)
         if len(packed) > MAX_SNAPSHOT_BYTES:
             raise Unavailable(f"a snapshot of {len(packed)} bytes is too large for the cache")
-        epoch, seq = snapshot.position.epoch, snapshot.position.seq
-        args = (epoch, seq, packed, self._milliseconds)
+        args = (position.epoch, position.seq, packed, self._milliseconds)
         await self._link.call(lambda redis: redis.eval(_PUT, 1, self._key, *args), is_done)
 
     async def invalidate(self, position: Position) -> None:
