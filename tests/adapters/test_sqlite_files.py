@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import pytest
 
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.adapters.store.sqlite import store as module
 from routecast.adapters.store.sqlite.marks import shm_of, wal_of
 from routecast.core.decision import DecisionRecord
 from routecast.errors import Unavailable
 from routecast.ports import Difference
+from routecast.retry import Backoff, no_jitter
 from tests.support.decisions import NOW, assert_sums, kept
 from tests.support.running_services import until
 
@@ -247,8 +248,7 @@ async def test_what_cannot_be_opened_again_is_tried_with_pauses(
         raise Unavailable("the disk is full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(module, "FIRST_REOPEN_PAUSE", 0.0)
-        broken.setattr(store, "_reopen_pause", 1_000.0)
+        store._reopen_backoff = Backoff(1_000.0, 1_000.0, draw=no_jitter)
         broken.setattr(store._writer, "reopen", fails)
         wal_of(path).unlink()
         for _ in range(50):
@@ -264,4 +264,33 @@ async def test_what_cannot_be_opened_again_is_tried_with_pauses(
     store._reopen_from = 0.0
     await assert_ready(store)
     await after_a_kill(path, decisions)
+    await store.close()
+
+
+async def test_pauses_between_attempts_to_open_again_grow(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 0.5 to 30 seconds; after a success they begin with the first again."""
+    store, _ = await with_decisions(path)
+
+    def fails() -> None:
+        raise Unavailable("the disk is full")
+
+    async def attempt() -> tuple[float, float]:
+        """Have the store try at once; return bounds of the pause that follows."""
+        store._reopen_from, began = 0.0, time.monotonic()
+        with pytest.raises(Unavailable):
+            await store.load(NOW)
+        await until(lambda: store._reopening is not None and store._reopening.done())
+        return store._reopen_from - time.monotonic(), store._reopen_from - began
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store._writer, "reopen", fails)
+        wal_of(path).unlink()
+        for pause in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
+            least, most = await attempt()
+            assert least <= pause <= most
+    store._reopen_from = 0.0
+    await assert_ready(store)
+    assert store._reopen_backoff.failures == 0
     await store.close()

@@ -42,6 +42,7 @@ from routecast.core.window import WindowQuery
 from routecast.errors import RoutecastError, Unavailable
 from routecast.ports import MAX_GROUP, Checked, Commit, Condition, Difference, NameUse
 from routecast.protocol import Position
+from routecast.retry import Backoff, no_jitter
 
 T = TypeVar("T")
 
@@ -92,7 +93,8 @@ class SqliteStore:
         self._reopening: asyncio.Task[None] | None = None
         self._lost: Lost | None = None  # why the file must be opened again
         self._reopen_failure: str | None = None  # of the last attempt
-        self._reopen_pause = FIRST_REOPEN_PAUSE
+        # No other process opens the file again at the same time, so the pauses need not be random.
+        self._reopen_backoff = Backoff(FIRST_REOPEN_PAUSE, LONGEST_REOPEN_PAUSE, draw=no_jitter)
         self._reopen_from = 0.0  # the time of the next attempt, monotonic
         self._open_for_use = False
         self._closed = self._stopping = False
@@ -275,13 +277,12 @@ class SqliteStore:
             if str(error) != self._reopen_failure:
                 log.error("%s cannot be opened again yet: %s", self.path, error)
             self._reopen_failure = str(error)
-            self._reopen_pause = min(2 * self._reopen_pause, LONGEST_REOPEN_PAUSE)
-            self._reopen_from = time.monotonic() + self._reopen_pause
+            self._reopen_from = time.monotonic() + self._reopen_backoff.next()
             return
         finally:
             self._readers.resume()
         self._lost = self._reopen_failure = None
-        self._reopen_pause = FIRST_REOPEN_PAUSE
+        self._reopen_backoff.reset()
         await self._integrity.open()
         log.warning("%s is open again, with all that was acknowledged", self.path)
 
