@@ -95,7 +95,7 @@ class WindowSums:
             for minute, cells in delta.cells.minutes.items():
                 if self._has(minute):
                     merge_cells(sums, cells)
-                if self._asked.rate and _within(minute, self._last_minutes):
+                if self._asked.rate and self._last_minutes.holds(minute):
                     merge_cells(minutes.setdefault(minute, {}), cells)
         return Snapshot(
             position,
@@ -110,13 +110,9 @@ class WindowSums:
         parts = self._parts
         return (
             parts is None
-            or _within(minute // 60, parts.hours)
-            or any(_within(minute, span) for span in parts.minutes)
+            or parts.hours.holds(minute // 60)
+            or any(span.holds(minute) for span in parts.minutes)
         )
-
-
-def _within(number: int, span: Span) -> bool:
-    return span.first <= number < span.end
 
 
 def _count(count: int) -> Sums:
