@@ -1,4 +1,4 @@
-"""Tests of `ClockCheck`: it doubts a wrong clock, and limits how much retention then drops."""
+"""Tests of `ClockCheck`: it reasons a wrong clock, and limits how much retention then drops."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,11 +26,11 @@ def test_clock_that_agrees_with_the_last_receipt_may_drop_little_in_the_first_da
             assert decisions == minutes == NOW
 
 
-def test_clock_far_ahead_of_the_last_receipt_is_doubted_for_a_day() -> None:
+def test_clock_far_ahead_of_the_last_receipt_is_reasoned_for_a_day() -> None:
     """In that time each check drops few decisions, also with newer receipts, and no minute."""
     clock_check, ahead = ClockCheck(), 100 * DAY
-    doubt = clock_check.check(NOW + ahead, 0, MONTH)
-    assert doubt == "it is 100.0 days after the last decision was received"
+    reason = clock_check.check(NOW + ahead, 0, MONTH)
+    assert reason == "it is 100.0 days after the last decision was received"
     later, before = MONTH._replace(last=NOW + ahead), NOW + 70 * DAY
     assert clock_check.limit_decisions(before, 0, later) == MONTH[0] + 30 * DAY // DROP_SHARES
     assert clock_check.limit_minutes(before, 0, later, KEPT) == 0
@@ -57,9 +57,9 @@ def test_jump_is_noticed_in_either_direction(jump: int, elapsed: int) -> None:
     assert not clock_check.has_checked
     assert clock_check.check(NOW, 0, MONTH) is None
     assert clock_check.has_checked
-    doubt = clock_check.check(NOW + elapsed + jump, elapsed, MONTH)
-    assert (doubt is not None) == (abs(jump) > LARGEST_SKEW)
-    assert (clock_check.limit_minutes(NOW, elapsed, MONTH, KEPT) == 0) == (doubt is not None)
+    reason = clock_check.check(NOW + elapsed + jump, elapsed, MONTH)
+    assert (reason is not None) == (abs(jump) > LARGEST_SKEW)
+    assert (clock_check.limit_minutes(NOW, elapsed, MONTH, KEPT) == 0) == (reason is not None)
 
 
 def test_text_of_a_jump() -> None:
@@ -71,7 +71,7 @@ def test_text_of_a_jump() -> None:
 
 
 def test_clock_drops_no_minutes_for_a_day_without_any_receipt() -> None:
-    """There is no doubt, because most databases without decisions are new."""
+    """There is no reason, because most databases without decisions are new."""
     clock_check = ClockCheck()
     assert clock_check.check(NOW, 0, NOTHING) is None
     assert clock_check.limit_minutes(NOW, 0, MONTH, KEPT) == 0

@@ -14,10 +14,10 @@ from routecast.core.decision import DAY, MINUTE
 
 # Between two checks, the clock may advance by this much more or less than the time that passed.
 LARGEST_SKEW: Final = MINUTE
-# A clock that is further ahead of the last receipt is in doubt: either no producer has sent
+# A clock that is further ahead of the last receipt is not trusted: either no producer has sent
 # anything since, or the clock is wrong.
 LONGEST_SILENCE: Final = DAY
-# A clock in doubt is trusted after this time, if it advances as it should.
+# It is trusted after this time, if it advances as it should.
 PROBATION: Final = DAY
 # Until then, one part in DROP_SHARES may be deleted after each check. In a day with a check every
 # ten minutes, that is a quarter of all decisions.
@@ -42,7 +42,7 @@ class ClockCheck:
     def __init__(self) -> None:
         self._offset: int | None = None  # between the clock and the time that has passed
         # Both as values of `elapsed`.
-        self._careful_until = self._doubted_until = 0
+        self._careful_until = self._untrusted_until = 0
         self._step = MINUTE  # how much of the range of receipts may be deleted after one check
 
     @property
@@ -62,23 +62,23 @@ class ClockCheck:
         jump = offset - before
         if abs(jump) <= LARGEST_SKEW:
             return None
-        self._doubt(elapsed)
+        self._distrust(elapsed)
         return f"it was set {'forward' if jump > 0 else 'back'} by {abs(jump) / MINUTE:.0f} minutes"
 
     def _check_first(self, now: int, elapsed: int, span: KeptSpan) -> str | None:
         self._careful_until = elapsed + PROBATION
         if span.first is None or span.last is None:
-            self._doubt(elapsed)  # no witness supports it
+            self._distrust(elapsed)  # no witness supports it
             return None
         self._step = max(MINUTE, (span.last - span.first) // DROP_SHARES)
         silence = now - span.last
         if silence <= LONGEST_SILENCE:
             return None
-        self._doubt(elapsed)
+        self._distrust(elapsed)
         return f"it is {silence / DAY:.1f} days after the last decision was received"
 
-    def _doubt(self, elapsed: int) -> None:
-        self._careful_until = self._doubted_until = elapsed + PROBATION
+    def _distrust(self, elapsed: int) -> None:
+        self._careful_until = self._untrusted_until = elapsed + PROBATION
 
     def limit_decisions(self, before: int, elapsed: int, span: KeptSpan) -> int:
         """Return the moment of receipt before which decisions may be deleted, at most `before`."""
@@ -89,10 +89,10 @@ class ClockCheck:
     def limit_minutes(self, before: int, elapsed: int, span: KeptSpan, kept: int) -> int:
         """Return the moment before which minutes may be deleted, at most `before`.
 
-        `kept` is how long they must be kept, in microseconds. While the clock is in doubt, none may
-        be deleted.
+        `kept` is how long they must be kept, in microseconds. While the clock is not trusted, none
+        may be deleted.
         """
-        if elapsed < self._doubted_until:
+        if elapsed < self._untrusted_until:
             return 0
         if elapsed >= self._careful_until or span.minute is None:
             return before

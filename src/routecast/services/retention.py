@@ -111,12 +111,12 @@ async def _trusted(
 ) -> Due | None:
     """Return what may be deleted by this clock; None if nothing may."""
     span = await store.span()
-    doubt = clock_check.check(now, elapsed, span)
-    if doubt is not None:
+    reason = clock_check.check(now, elapsed, span)
+    if reason is not None:
         log.warning(
             "The clock may be wrong: %s. For a day, retention drops no minutes, and decisions in "
             "small parts only",
-            doubt,
+            reason,
         )
         return None
     drop, kept = due(now, keep), int(keep.minute_days * DAY)
