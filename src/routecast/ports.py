@@ -217,7 +217,7 @@ class Checked:
     of: int
 
 
-Tell = Callable[[Checked], None]
+OnProgress = Callable[[Checked], None]
 
 
 class Store(Protocol):
@@ -392,16 +392,16 @@ class Backups(Protocol):
         """Return whether a file belongs to the database."""
         ...
 
-    async def backup(self, target: Path, tell: Tell) -> BackedUp:
+    async def backup(self, target: Path, on_progress: OnProgress) -> BackedUp:
         """Write the whole database at one position to a new file, while servers may use it.
 
         The written file is read back, checked and synced. It has its final name only on success; on
-        failure, delete what is there. `tell` is called with the progress, from any thread. Raises
-        BadDatabase, Damaged, Unavailable.
+        failure, delete what is there. `on_progress` is called with the progress, from any thread.
+        Raises BadDatabase, Damaged, Unavailable.
         """
         ...
 
-    async def restore(self, source: Path, tell: Tell) -> Restored:
+    async def restore(self, source: Path, on_progress: OnProgress) -> Restored:
         """Replace the database with a backup, under a new epoch.
 
         The whole backup is checked before anything changes. The replaced data are kept. Raises

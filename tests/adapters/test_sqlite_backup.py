@@ -85,12 +85,12 @@ async def test_backup_beside_a_writer_is_of_one_position(
     loop = asyncio.get_running_loop()
     told: list[Checked] = []
 
-    def tell(at: Checked) -> None:
+    def on_progress(at: Checked) -> None:
         told.append(at)
         commit = store.commit([[kept(1000 + len(told))]], NOW)
         asyncio.run_coroutine_threadsafe(commit, loop).result(60)
 
-    done = await SqliteBackups(path).backup(target, tell)
+    done = await SqliteBackups(path).backup(target, on_progress)
     assert (done.decisions, done.position.seq) == (300, 1)
     assert done.size == size(target)
     copying = [at.done for at in told if at.stage == "copying"]

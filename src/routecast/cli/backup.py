@@ -52,7 +52,7 @@ def backup(
     if not target.parent.is_dir():
         fail(f"{target.parent} is not a folder: make it first", BAD_USAGE)
     with _written_whole(target) as unnamed:
-        done = run_with_progress(lambda tell: backups.backup(unnamed, tell))
+        done = run_with_progress(lambda on_progress: backups.backup(unnamed, on_progress))
     typer.echo(
         f"Backed up {done.decisions:,} decisions ({size_text(done.size)}) to {plain(target)}: "
         f"{position_text(done.position)}."
@@ -105,7 +105,7 @@ def run_with_progress(
     with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
         task = progress.add_task("opening", total=None)
 
-        def tell(at: Checked) -> None:
+        def on_progress(at: Checked) -> None:
             progress.update(task, description=at.stage, completed=at.done, total=at.of or 1)
 
-        return asyncio.run(work(tell))
+        return asyncio.run(work(on_progress))

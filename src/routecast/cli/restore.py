@@ -35,7 +35,7 @@ def restore(
     backups = open_backups(load_settings(database_url=database).database_url)
     if not source.is_file():
         fail(f"{source} is not a file: name what `routecast backup` wrote", BAD_USAGE)
-    done = run_with_progress(lambda tell: backups.restore(source, tell))
+    done = run_with_progress(lambda on_progress: backups.restore(source, on_progress))
     kept = ""
     if done.kept is not None:
         kept = f" The replaced database is kept in {plain(done.kept)}; remove it when all is well."

@@ -179,13 +179,13 @@ class Trial:
             self._listening = False
             await self._close_all()
 
-    async def _open_all(self, tell: Callable[[float], None]) -> None:
+    async def _open_all(self, on_progress: Callable[[float], None]) -> None:
         slots = asyncio.Semaphore(_HANDSHAKES_AT_ONCE)
 
         async def open_one() -> None:
             async with slots:
                 await self._open()
-            tell(len(self._streams) + self.failures.total())
+            on_progress(len(self._streams) + self.failures.total())
 
         async with asyncio.TaskGroup() as group:
             for _ in range(self.connections):
@@ -200,14 +200,14 @@ class Trial:
         self._streams.append(stream)
         self.connect.append(1000 * (stream.opened_at - stream.began))
 
-    async def _listen(self, tell: Callable[[float], None]) -> None:
+    async def _listen(self, on_progress: Callable[[float], None]) -> None:
         self._listening = True
         began, worked = time.monotonic(), time.process_time()
         try:
             while self.listened < self.seconds and self._lost < len(self._streams):
                 await asyncio.sleep(min(0.2, self.seconds - self.listened))
                 self.listened = time.monotonic() - began
-                tell(self.listened)
+                on_progress(self.listened)
         finally:
             self.listened = time.monotonic() - began
             self.busy = (time.process_time() - worked) / self.listened

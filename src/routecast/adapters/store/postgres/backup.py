@@ -33,7 +33,7 @@ from routecast.adapters.store.postgres.schema import (
     schema_version,
 )
 from routecast.errors import BadDatabase, Damaged, InUse, Unavailable
-from routecast.ports import BackedUp, Checked, Restored, Tell
+from routecast.ports import BackedUp, Checked, OnProgress, Restored
 from routecast.protocol import Position
 
 BACKUP_FORMAT: Final = "routecast-postgresql"
@@ -108,7 +108,7 @@ class PostgresBackups:
     def holds(self, path: Path) -> bool:  # the files of the database belong to the server
         return False
 
-    async def backup(self, target: Path, tell: Tell) -> BackedUp:
+    async def backup(self, target: Path, on_progress: OnProgress) -> BackedUp:
         with unavailable(), refusing():
             session = await self._connector.connect(patient=True)
             try:
@@ -116,16 +116,16 @@ class PostgresBackups:
                 if not await schema_version(session):
                     raise BadDatabase("there are no decisions in this database")
                 async with transaction(session, isolation="repeatable_read", readonly=True):
-                    manifest = await _write(session, target, tell)
+                    manifest = await _write(session, target, on_progress)
             finally:
                 await session.close(timeout=_CLOSE_SECONDS)
-        await asyncio.to_thread(_read, target, tell)
+        await asyncio.to_thread(_read, target, on_progress)
         return BackedUp(
             manifest.position, manifest.decisions, await asyncio.to_thread(_size, target)
         )
 
-    async def restore(self, source: Path, tell: Tell) -> Restored:
-        manifest = await asyncio.to_thread(_read, source, tell)
+    async def restore(self, source: Path, on_progress: OnProgress) -> Restored:
+        manifest = await asyncio.to_thread(_read, source, on_progress)
         if manifest.schema > KNOWN:
             raise BadDatabase(
                 f"{source} has schema {manifest.schema}, and this program knows {KNOWN}: "
@@ -139,7 +139,7 @@ class PostgresBackups:
                     await query(session, "lock_schema")
                     await _require_alone(session)
                     kept = await _set_aside(session)
-                    await _fill(session, source, manifest, tell)
+                    await _fill(session, source, manifest, on_progress)
                     epoch = (await query(session, "begin_epoch"))[0]["epoch"]
                     # A session that has connected meanwhile would continue with the old tables.
                     await query(session, "forget_activity")
@@ -165,14 +165,14 @@ def _size(path: Path) -> int:
 # -- writing ------------------------------------------------------------------------------------
 
 
-async def _write(session: DatabaseSession, target: Path, tell: Tell) -> _Manifest:
+async def _write(session: DatabaseSession, target: Path, on_progress: OnProgress) -> _Manifest:
     """Write all tables, within a transaction that sees the database at one moment."""
     state = (await query(session, "state"))[0]
     seq = (await query(session, "position"))[0]["seq"]
     kept_from = state["pruned_commit"], state["pruned_place"]
     names = {row["name"]: row["columns"] for row in await query(session, "all_tables")}
     del names[_VERSION_TABLE]
-    progress = _ByteProgress("copying", await value(session, "size"), tell)
+    progress = _ByteProgress("copying", await value(session, "size"), on_progress)
     tables = {}
     with _disk(target):
         file = _create(target)
@@ -223,14 +223,14 @@ def _create(target: Path) -> IO[bytes]:
 class _ByteProgress:
     """Counts the bytes that are done, and reports them after each _STEP."""
 
-    def __init__(self, stage: str, of: int, tell: Tell) -> None:
-        self._stage, self._of, self._tell = stage, of, tell
+    def __init__(self, stage: str, of: int, on_progress: OnProgress) -> None:
+        self._stage, self._of, self._on_progress = stage, of, on_progress
         self._done = 0
 
     def add(self, count: int) -> None:
         before, self._done = self._done, self._done + count
         if before // _STEP != self._done // _STEP:
-            self._tell(Checked(self._stage, self._done, max(self._done, self._of)))
+            self._on_progress(Checked(self._stage, self._done, max(self._done, self._of)))
 
 
 class _Writer:
@@ -254,7 +254,7 @@ class _Writer:
 # -- reading ------------------------------------------------------------------------------------
 
 
-def _read(source: Path, tell: Tell) -> _Manifest:
+def _read(source: Path, on_progress: OnProgress) -> _Manifest:
     """Check a whole backup; return its manifest. Raises BadDatabase, Damaged."""
     try:
         with _disk(source), source.open("rb") as file:
@@ -268,7 +268,7 @@ def _read(source: Path, tell: Tell) -> _Manifest:
                 raise BadDatabase(f"{source} is no backup that routecast made")
             manifest = _Manifest.decode(archive.read(MANIFEST))
             of = sum(table.size for table in manifest.tables.values())
-            progress = _ByteProgress("checking", of, tell)
+            progress = _ByteProgress("checking", of, on_progress)
             for name, table in manifest.tables.items():
                 if _digest(archive, name, progress) != (table.sha256, table.rows, table.size):
                     raise Damaged(f"{source} is damaged: table {name} is not as it was written")
@@ -322,14 +322,16 @@ async def _set_aside(session: DatabaseSession) -> str | None:
     return f"schema {name}"
 
 
-async def _fill(session: DatabaseSession, source: Path, manifest: _Manifest, tell: Tell) -> None:
+async def _fill(
+    session: DatabaseSession, source: Path, manifest: _Manifest, on_progress: OnProgress
+) -> None:
     """Create the schema as it is in a backup, and bring it up to date."""
     await query(session, "create_schema")
     await query(session, "create_version")
     await run_migrations(session, 0, manifest.schema)
     await _make_generations(session, *manifest.generations)
     of = sum(table.size for table in manifest.tables.values())
-    progress = _ByteProgress("restoring", of, tell)
+    progress = _ByteProgress("restoring", of, on_progress)
     with _disk(source):
         archive = zipfile.ZipFile(source)
     with archive:

@@ -29,7 +29,7 @@ from routecast.adapters.store.sqlite.marks import (
     wal_of,
 )
 from routecast.errors import BadDatabase, Damaged, InUse, RoutecastError, Unavailable
-from routecast.ports import BackedUp, Checked, Restored, Tell
+from routecast.ports import BackedUp, Checked, OnProgress, Restored
 from routecast.protocol import Position
 
 T = TypeVar("T")
@@ -54,15 +54,15 @@ class SqliteBackups:
         own = (self.path, wal_of(self.path), shm_of(self.path))
         return any(path.exists() and file.exists() and path.samefile(file) for file in own)
 
-    async def backup(self, target: Path, tell: Tell) -> BackedUp:
-        return await _in_thread(lambda stop: self._backup(target, tell, stop))
+    async def backup(self, target: Path, on_progress: OnProgress) -> BackedUp:
+        return await _in_thread(lambda stop: self._backup(target, on_progress, stop))
 
-    async def restore(self, source: Path, tell: Tell) -> Restored:
-        return await _in_thread(lambda stop: self._restore(source, tell, stop))
+    async def restore(self, source: Path, on_progress: OnProgress) -> Restored:
+        return await _in_thread(lambda stop: self._restore(source, on_progress, stop))
 
     # -- on a thread ----------------------------------------------------------------------------
 
-    def _backup(self, target: Path, tell: Tell, stop: "Stop") -> BackedUp:
+    def _backup(self, target: Path, on_progress: OnProgress, stop: "Stop") -> BackedUp:
         require_own_log(self.path)
         if not self.path.exists():
             raise BadDatabase(f"there is no database {self.path}")
@@ -74,15 +74,15 @@ class SqliteBackups:
                     f"{self.path} has the schema of an older Routecast: start this version's "
                     "server on it once, which brings it up to date"
                 )
-            copy(source, target, tell, stop)
+            copy(source, target, on_progress, stop)
         with opened(target, stop) as made:
             _mark_as_copy(made)
-            position, decisions = _check(made, self.path, tell)
+            position, decisions = _check(made, self.path, on_progress)
         shutil.copymode(self.path, target)
         sync(target)
         return BackedUp(position, decisions, target.stat().st_size)
 
-    def _restore(self, source: Path, tell: Tell, stop: "Stop") -> Restored:
+    def _restore(self, source: Path, on_progress: OnProgress, stop: "Stop") -> Restored:
         if source.exists() and self.path.exists() and source.samefile(self.path):
             raise BadDatabase(f"{source} is the database itself")
         _require_backup(source)
@@ -93,12 +93,12 @@ class SqliteBackups:
                     pass
             with opened(source, stop, immutable=not wal_of(source).exists()) as held:
                 schema.require_ours(held, source)
-                copy(held, fresh, tell, stop)
+                copy(held, fresh, on_progress, stop)
             with opened(fresh, stop) as made:
                 schema.migrate(made)
                 _mark_as_copy(made)
                 query(made, "begin_epoch", secrets.token_hex(8))
-                position, decisions = _check(made, source, tell)
+                position, decisions = _check(made, source, on_progress)
             kept = self._put_in_place(fresh)
         finally:
             fresh.unlink(missing_ok=True)
@@ -175,7 +175,7 @@ def opened(path: Path, stop: Stop, *, immutable: bool = False) -> Iterator[apsw.
         db.close()
 
 
-def copy(source: apsw.Connection, target: Path, tell: Tell, stop: Stop) -> None:
+def copy(source: apsw.Connection, target: Path, on_progress: OnProgress, stop: Stop) -> None:
     """Copy a database at one position; others may commit meanwhile."""
     target.touch(mode=0o600)
     made = apsw.Connection(str(target))
@@ -186,7 +186,7 @@ def copy(source: apsw.Connection, target: Path, tell: Tell, stop: Stop) -> None:
                 while not backup.done:
                     backup.step(PAGES_PER_STEP)
                     of = backup.page_count
-                    tell(Checked("copying", of - backup.remaining, of))
+                    on_progress(Checked("copying", of - backup.remaining, of))
                     if stop.asked:
                         raise Unavailable("it was interrupted")
         made.execute("PRAGMA journal_mode = DELETE")  # one file
@@ -200,15 +200,15 @@ def _mark_as_copy(made: apsw.Connection) -> None:
     query(made, "set_mark", Mark.after(None, bytes(HEADER)).pack())
 
 
-def _check(made: apsw.Connection, name: Path, tell: Tell) -> tuple[Position, int]:
+def _check(made: apsw.Connection, name: Path, on_progress: OnProgress) -> tuple[Position, int]:
     """Read all of a copy; return its position and number of decisions."""
-    tell(Checked("checking", 0, 1))
+    on_progress(Checked("checking", 0, 1))
     fault = first_fault(made)
     if fault is not None:
         raise Damaged(f"{name} is damaged, and was not copied: {fault}")
     epoch, seq, *_ = query(made, "history")[0]
     decisions = query(made, "count_decisions")[0][0]
-    tell(Checked("checking", 1, 1))
+    on_progress(Checked("checking", 1, 1))
     return Position(epoch, seq), decisions
 
 
