@@ -165,10 +165,10 @@ def test_a_window_that_the_snapshot_lacks_is_refused() -> None:
 
 
 def test_the_least_recently_used_breakdown_is_dropped() -> None:
-    """All breakdowns together hold at most `max_groups` sums."""
+    """All breakdowns together hold at most `max_sums` sums."""
     history = CommitHistory()
     history.commit([{"strategy": f"s{n}", "provider": "p", "timestamp": 0} for n in range(10)])
-    held = Breakdowns(max_groups=30)
+    held = Breakdowns(max_sums=30)
     for length in (None, 5, 60):
         finished(held, history.snapshot, Selection(length), NOW)
     assert held.ready(history.snapshot, Selection(60), NOW, steps=1) is not None
@@ -182,6 +182,6 @@ def test_empty_names_leave_a_window() -> None:
     held = Breakdowns()
     assert finished(held, history.snapshot, selection, NOW).strategies
     made = finished(held, history.snapshot, selection, NOW + MINUTE)
-    groups = (made.strategies, made.models, made.providers, made.bands, made.statuses)
-    assert groups == ({}, {}, {}, {}, {})
+    parts = (made.strategies, made.models, made.providers, made.bands, made.statuses)
+    assert parts == ({}, {}, {}, {}, {})
     assert made.total == break_down(Snapshot(Position("e", 0), NOW), selection, NOW).total

@@ -23,7 +23,7 @@ CELLS_PER_STEP: Final = 256
 STEPS_AT_ONCE: Final = 2
 # Sums held by all breakdowns together, about 0.5 KB each. The least recently used breakdown is
 # dropped first.
-MAX_GROUPS: Final = 25_000
+MAX_SUMS: Final = 25_000
 
 _ALL_TIME: Final = Span(-(2**62), 2**62)
 _stamps: Final = count(1)
@@ -83,8 +83,8 @@ class Breakdown:
         self.statuses: dict[str, int] = {}
 
     @property
-    def groups(self) -> int:
-        """The number of sums held, as counted for MAX_GROUPS."""
+    def held_sums(self) -> int:
+        """The number of sums held, as counted for MAX_SUMS."""
         counts = len(self.providers) // 4  # a count takes a quarter of the memory of sums
         return 1 + len(self.strategies) + len(self.models) + counts
 
@@ -201,11 +201,11 @@ class Breakdown:
             self.total.merge(sums)
         else:
             self.total.merge_scalars(sums)
-        for name, groups in ((key.strategy, self.strategies), (key.model, self.models)):
-            group = groups.get(name)
-            if group is None:
-                group = groups[name] = Sums()
-            group.merge_scalars(sums)
+        for name, by_name in ((key.strategy, self.strategies), (key.model, self.models)):
+            of_name = by_name.get(name)
+            if of_name is None:
+                of_name = by_name[name] = Sums()
+            of_name.merge_scalars(sums)
         self.providers[key.provider] = self.providers.get(key.provider, 0) + sums.count
         self.bands[key.band] = self.bands.get(key.band, 0) + sums.count
         self.statuses[key.status] = self.statuses.get(key.status, 0) + sums.count
@@ -216,11 +216,11 @@ class Breakdown:
             self.total.subtract(sums)
         else:
             self.total.subtract_scalars(sums)
-        for name, groups in ((key.strategy, self.strategies), (key.model, self.models)):
-            group = groups[name]
-            group.subtract_scalars(sums)
-            if not group.count:
-                del groups[name]
+        for name, by_name in ((key.strategy, self.strategies), (key.model, self.models)):
+            of_name = by_name[name]
+            of_name.subtract_scalars(sums)
+            if not of_name.count:
+                del by_name[name]
         for name, counts in (
             (key.provider, self.providers),
             (key.band, self.bands),
@@ -252,11 +252,11 @@ def break_down(snapshot: Snapshot, selection: Selection, now: int) -> Breakdown:
 class _Held:
     """A breakdown, and its work while that is not finished."""
 
-    __slots__ = ("breakdown", "groups", "snapshot", "work")
+    __slots__ = ("breakdown", "held_sums", "snapshot", "work")
 
     def __init__(self, breakdown: Breakdown) -> None:
         self.breakdown = breakdown
-        self.groups = 0  # as counted when its work was last finished
+        self.held_sums = 0  # as counted when its work was last finished
         self.snapshot: Snapshot | None = None  # the one that the work is for
         self.work: _Work | None = None
 
@@ -264,9 +264,9 @@ class _Held:
 class Breakdowns:
     """The breakdowns of all views. Equal selections share one."""
 
-    def __init__(self, max_groups: int = MAX_GROUPS) -> None:
-        self._max_groups = max_groups
-        self._groups = 0
+    def __init__(self, max_sums: int = MAX_SUMS) -> None:
+        self._max_sums = max_sums
+        self._held_sums = 0
         self._held: OrderedDict[Selection, _Held] = OrderedDict()
 
     def ready(
@@ -306,10 +306,10 @@ class Breakdowns:
         return held
 
     def _make_room(self, held: _Held) -> None:
-        self._groups += held.breakdown.groups - held.groups
-        held.groups = held.breakdown.groups
-        while self._groups > self._max_groups and len(self._held) > 1:
+        self._held_sums += held.breakdown.held_sums - held.held_sums
+        held.held_sums = held.breakdown.held_sums
+        while self._held_sums > self._max_sums and len(self._held) > 1:
             self._forget(next(iter(self._held)))
 
     def _forget(self, selection: Selection) -> None:
-        self._groups -= self._held.pop(selection).groups
+        self._held_sums -= self._held.pop(selection).held_sums

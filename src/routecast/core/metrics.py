@@ -66,19 +66,19 @@ def document(
     return found
 
 
-def _by_count(groups: Mapping[str, Sums]) -> list[tuple[str, Sums]]:
+def _by_count(by_name: Mapping[str, Sums]) -> list[tuple[str, Sums]]:
     """Return sums by name, largest count first, then by name."""
-    return sorted(groups.items(), key=lambda item: (-item[1].count, item[0]))
+    return sorted(by_name.items(), key=lambda item: (-item[1].count, item[0]))
 
 
-def _performance(groups: Iterable[tuple[str, Sums]]) -> Document:
+def _performance(named: Iterable[tuple[str, Sums]]) -> Document:
     return {
         name: {
             "count": sums.count,
             "avg_cost": quotient(sums.cost_sum, sums.cost_count, 9),
             "avg_confidence": quotient(sums.confidence_sum, sums.confidence_count, 6),
         }
-        for name, sums in groups
+        for name, sums in named
     }
 
 
