@@ -28,7 +28,7 @@ from routecast.services.snapshot_loader import SnapshotLoader
 from routecast.services.windows import Windows
 from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, SECOND, cells_of, kept
-from tests.support.frames import frame_of
+from tests.support.encoded_documents import document_of
 from tests.support.oracle import stamped
 from tests.support.running_services import broken
 
@@ -92,8 +92,8 @@ class AllSources:
 
     async def ask(self) -> tuple[Source | None, int | None]:
         """Return the source of the count of decisions, and the count."""
-        frame = await frame_of(self.reader, COUNT)
-        return frame.source, json.loads(frame.body).get("total_decisions")
+        document = await document_of(self.reader, COUNT)
+        return document.source, json.loads(document.body).get("total_decisions")
 
 
 def snapshot(count: int) -> Snapshot:
@@ -182,9 +182,9 @@ async def test_last_known_answers_when_no_source_can(sources: AllSources) -> Non
 async def test_error_document_when_nothing_is_known(sources: AllSources) -> None:
     """There is an error without any source, and the next try may succeed."""
     with broken(sources.store.path):
-        frame = await frame_of(sources.reader, WHOLE)
-        assert json.loads(frame.body) == stamped({"error": "Failed to fetch metrics"}, NOW)
-        assert frame.source is None
+        document = await document_of(sources.reader, WHOLE)
+        assert json.loads(document.body) == stamped({"error": "Failed to fetch metrics"}, NOW)
+        assert document.source is None
         with pytest.raises(Unavailable):
             await sources.reader.read()
     sources.clock.moment += SECOND
@@ -225,8 +225,8 @@ async def test_lost_cache_costs_nothing_but_time(
 
 async def test_engines_are_asked_once_however_many_ask(sources: AllSources) -> None:
     """Concurrent and later callers share one read for a second."""
-    frames = await asyncio.gather(*(frame_of(sources.reader, WHOLE) for _ in range(50)))
-    assert {frame.source for frame in frames} == {Source.DATABASE}
+    documents = await asyncio.gather(*(document_of(sources.reader, WHOLE) for _ in range(50)))
+    assert {document.source for document in documents} == {Source.DATABASE}
     assert sources.store.loads == 1
     assert sources.count("cache", result="miss") == 1
     sources.clock.moment += SECOND - 1
@@ -240,8 +240,8 @@ async def test_engines_are_asked_once_however_many_ask(sources: AllSources) -> N
 async def test_engines_that_fail_are_asked_once_too(sources: AllSources) -> None:
     """Callers of a lost database do not wait one after the other."""
     with broken(sources.store.path):
-        frames = await asyncio.gather(*(frame_of(sources.reader, WHOLE) for _ in range(20)))
-    assert {frame.source for frame in frames} == {None}
+        documents = await asyncio.gather(*(document_of(sources.reader, WHOLE) for _ in range(20)))
+    assert {document.source for document in documents} == {None}
     assert sources.store.loads == 1
 
 
@@ -260,9 +260,9 @@ async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: AllS
 async def test_unchanged_view_is_not_rendered_again(sources: AllSources) -> None:
     """Only its timestamp changes, for any number of callers and any source."""
     sources.live = snapshot(2)
-    first = await frame_of(sources.reader, WHOLE)
+    first = await document_of(sources.reader, WHOLE)
     sources.clock.moment += 10 * MINUTE
-    second = await frame_of(sources.reader, View())
+    second = await document_of(sources.reader, View())
     assert sources.count("renders") == 1
     before, after = json.loads(first.body), json.loads(second.body)
     assert before.pop("timestamp") < after.pop("timestamp")
@@ -298,7 +298,7 @@ async def test_time_moves_what_depends_on_it(
     counted = []
     for moment in (NOW, NOW // MINUTE * MINUTE + MINUTE - 1, NOW // MINUTE * MINUTE + MINUTE):
         sources.clock.moment = moment
-        await frame_of(sources.reader, view)
+        await document_of(sources.reader, view)
         counted.append(sources.count("renders"))
     assert counted == renders
 
@@ -307,8 +307,8 @@ async def test_frames_of_many_views_are_of_one_reading(sources: AllSources) -> N
     """Each view has its own document, with its filters, at one position."""
     sources.live = snapshot(2)
     views = [WHOLE, COUNT, View(strategy=frozenset({"nobody's"}))]
-    frames = await sources.reader.frames(dict.fromkeys(views, ""))
-    counts = [json.loads(frames[view].body)["total_decisions"] for view in views]
+    documents = await sources.reader.encoded_documents(dict.fromkeys(views, ""))
+    counts = [json.loads(documents[view].body)["total_decisions"] for view in views]
     assert counts == [2, 2, 0]
     assert sources.count("snapshots_served", source="live") == 1
     assert sources.count("renders") == 3
@@ -322,7 +322,7 @@ async def test_kept_encodings_have_a_limit(
     sources.live = snapshot(1)
     a, b, c = (View(strategy=frozenset({name})) for name in "abc")
     for view, renders in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (b, 4), (c, 5), (b, 5)):
-        await frame_of(sources.reader, view)
+        await document_of(sources.reader, view)
         assert sources.count("renders") == renders, view
 
 
@@ -331,10 +331,10 @@ async def test_view_that_cannot_be_rendered_spoils_no_other(sources: AllSources)
     sources.live = snapshot(1)
     sources.clock.moment += COVERAGE
     window = View(window="5m")
-    frames = await sources.reader.frames({window: "", COUNT: ""})
-    document: dict[str, Any] = json.loads(frames[window].body)
+    documents = await sources.reader.encoded_documents({window: "", COUNT: ""})
+    document: dict[str, Any] = json.loads(documents[window].body)
     assert document["error"] == "Failed to fetch metrics"
-    assert json.loads(frames[COUNT].body)["total_decisions"] == 1
+    assert json.loads(documents[COUNT].body)["total_decisions"] == 1
 
 
 # -- windows ------------------------------------------------------------------------------------
@@ -369,13 +369,13 @@ async def test_window_that_live_state_lacks_comes_from_the_database(
     windowed: MetricsReader, sources: AllSources
 ) -> None:
     """It has a rate and percentiles; the total still comes from live state."""
-    frames = {view: await frame_of(windowed, view) for view in (WINDOW, COUNT)}
-    found = json.loads(frames[WINDOW].body)
-    assert (found["total_decisions"], frames[WINDOW].source) == (3, Source.DATABASE)
+    documents = {view: await document_of(windowed, view) for view in (WINDOW, COUNT)}
+    found = json.loads(documents[WINDOW].body)
+    assert (found["total_decisions"], documents[WINDOW].source) == (3, Source.DATABASE)
     assert found["rate"] is not None
     assert found["latency_ms"]["p50"] == pytest.approx(120, rel=0.02)
-    assert frames[WINDOW].position == frames[COUNT].position
-    assert (json.loads(frames[COUNT].body)["total_decisions"], frames[COUNT].source) == (
+    assert documents[WINDOW].position == documents[COUNT].position
+    assert (json.loads(documents[COUNT].body)["total_decisions"], documents[COUNT].source) == (
         3,
         Source.LIVE,
     )
@@ -390,8 +390,8 @@ async def test_rate_over_all_time_needs_minutes(windowed: MetricsReader) -> None
     """Live state without minutes takes it from the database."""
     rate = View(fields=("total_decisions", "rate"))
     assert windowed.covering(await windowed.read(), rate) is None
-    frame = await frame_of(windowed, rate)
-    assert (json.loads(frame.body)["total_decisions"], frame.source) == (3, Source.DATABASE)
+    document = await document_of(windowed, rate)
+    assert (json.loads(document.body)["total_decisions"], document.source) == (3, Source.DATABASE)
 
 
 async def test_window_never_goes_back_between_live_state_and_database(
@@ -422,9 +422,9 @@ async def test_window_is_an_error_where_the_database_cannot_be_read(
 ) -> None:
     """The window has an error, and totals in memory are still answered."""
     with broken(path):
-        frames = {view: await frame_of(windowed, view) for view in (WINDOW, COUNT)}
-    assert frames[WINDOW].source is None
-    assert frames[COUNT].source is Source.LIVE
+        documents = {view: await document_of(windowed, view) for view in (WINDOW, COUNT)}
+    assert documents[WINDOW].source is None
+    assert documents[COUNT].source is Source.LIVE
 
 
 @pytest.mark.parametrize("step", [COVERAGE, -2 * MINUTE])
@@ -435,7 +435,7 @@ async def test_windows_are_answered_right_after_a_clock_step(
     assert sources.live is not None
     sources.live.cover(BOUNDED)
     sources.clock.moment += step
-    frame = await frame_of(windowed, WINDOW)
+    document = await document_of(windowed, WINDOW)
     expected = {COVERAGE: 0, -2 * MINUTE: 2}[step]  # the others lie in the future then
-    assert json.loads(frame.body)["total_decisions"] == expected
-    assert frame.source is Source.DATABASE
+    assert json.loads(document.body)["total_decisions"] == expected
+    assert document.source is Source.DATABASE

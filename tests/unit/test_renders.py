@@ -56,7 +56,7 @@ async def ready(fanout: FanoutHarness, asked: View, client: str = MODEST) -> Non
 
 
 async def test_others_have_turns_while_a_view_is_made(fanout: FanoutHarness) -> None:
-    """A view with many series is rendered in steps, and its frame is available after that."""
+    """A view with many series is rendered in steps, and its document is available after that."""
     turns = 0
 
     async def count() -> None:
@@ -65,17 +65,17 @@ async def test_others_have_turns_while_a_view_is_made(fanout: FanoutHarness) -> 
             turns += 1
             await asyncio.sleep(0)
 
-    assert not (await fanout.reader.frames({view(): MODEST}))
+    assert not (await fanout.reader.encoded_documents({view(): MODEST}))
     async with running(count()):
         await ready(fanout, view())
     assert turns >= TURNS
-    assert view() in (await fanout.reader.frames({view(): MODEST}))
+    assert view() in (await fanout.reader.encoded_documents({view(): MODEST}))
 
 
 async def test_equal_views_are_made_once(fanout: FanoutHarness) -> None:
     """All clients that asked for it are called when it is ready."""
     await asyncio.gather(*(ready(fanout, view(), client) for client in (MODEST, GREEDY) * 20))
-    assert fanout.count("renders") == 0  # it is ready; the document is made with the frame
+    assert fanout.count("renders") == 0  # it is ready; the document is encoded when it is read
 
 
 async def test_a_client_that_used_its_time_comes_last(fanout: FanoutHarness) -> None:
@@ -135,15 +135,15 @@ async def test_the_number_of_places_is_limited(fanout: FanoutHarness) -> None:
 
 
 async def test_a_request_costs_its_client(fanout: FanoutHarness) -> None:
-    """Without rendering time its frame is refused, but not that of the plain view."""
-    assert (await fanout.renders.frame(view(), GREEDY)).position == Position("e", 1)
+    """Without rendering time its document is refused, but not that of the plain view."""
+    assert (await fanout.renders.encoded_document(view(), GREEDY)).position == Position("e", 1)
     assert GREEDY in fanout.budget._paid
     fanout.budget.charge(GREEDY, 100, fanout.timers.now())
     with pytest.raises(Unavailable, match="rendering time") as refused:
-        await fanout.renders.frame(view(), GREEDY)
+        await fanout.renders.encoded_document(view(), GREEDY)
     assert refused.value.retry_after > 60
-    assert (await fanout.renders.frame(View(), GREEDY)).position == Position("e", 1)
-    assert (await fanout.renders.frame(view(), MODEST)).position == Position("e", 1)
+    assert (await fanout.renders.encoded_document(View(), GREEDY)).position == Position("e", 1)
+    assert (await fanout.renders.encoded_document(view(), MODEST)).position == Position("e", 1)
 
 
 async def test_a_view_without_a_source_leaves_the_queue(fanout: FanoutHarness) -> None:

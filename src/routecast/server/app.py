@@ -565,7 +565,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
         Route("/ws/metrics", UpgradeProbe(services.admission), methods=METHODS),
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]
-    app.include_router(metrics_router(services.renders.frame))
+    app.include_router(metrics_router(services.renders.encoded_document))
     app.include_router(history_router(services.history.answer, services.history_limits))
     app.include_router(ops_router(services.health, services.check, services.instruments))
     app.include_router(asyncapi_router(VERSION))

@@ -233,7 +233,7 @@ class MetricsReader:
         self._instruments.renders.inc()
         return found
 
-    async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
+    async def encoded_documents(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
         """Return the newest documents of the views that are ready, all of one reading.
 
         Each view comes with the client that pays for its rendering, "" for none. `is_ready` makes
@@ -244,20 +244,20 @@ class MetricsReader:
         except Unavailable:
             failed = error_document(self._clock.now())
             return dict.fromkeys(views, failed)
-        frames: dict[View, EncodedDocument] = {}
+        found: dict[View, EncodedDocument] = {}
         for view, payer in views.items():
-            if frames:  # other tasks get a turn between two views
+            if found:  # other tasks get a turn between two views
                 await asyncio.sleep(0)
                 await self._settled()
             started = time.thread_time()
-            frame = self._frame(reading, view)
-            if frame is not None:
-                frames[view] = frame
+            document = self._encoded_document(reading, view)
+            if document is not None:
+                found[view] = document
             if payer:
                 self._budget.charge(payer, time.thread_time() - started, time.monotonic())
-        return frames
+        return found
 
-    def _frame(self, reading: Reading, view: View) -> EncodedDocument | None:
+    def _encoded_document(self, reading: Reading, view: View) -> EncodedDocument | None:
         covering, now = self.covering(reading, view), self._clock.now()
         if covering is not None:
             return self._encode(covering, view, now)

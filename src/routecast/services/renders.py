@@ -48,7 +48,7 @@ class DocumentMaker(Protocol):
         """Do a slice of a view's work; return whether its document is ready."""
         ...
 
-    async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
+    async def encoded_documents(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
         """Return the newest documents of the views that are ready."""
         ...
 
@@ -151,15 +151,15 @@ class Renders:
             wait = self._budget.wait(client, self._timers.now())
             raise Unavailable("too many views wait to be rendered", retry_after=ceil(wait) + 1)
 
-    async def frame(self, view: View, client: str) -> EncodedDocument:
+    async def encoded_document(self, view: View, client: str) -> EncodedDocument:
         """Return a view's newest document. Raises Unavailable if the client asks for too much."""
         self.admit(view, client)
         payer, _ = self.payer(view, (client,))
-        while (frame := (await self._documents.frames({view: payer})).get(view)) is None:
+        while view not in (found := await self._documents.encoded_documents({view: payer})):
             ready = asyncio.Event()
             self.request(view, client, ready.set)
             await ready.wait()
-        return frame
+        return found[view]
 
     async def run(self) -> None:
         """Make views ready. Never ends."""

@@ -13,7 +13,9 @@ from routecast.edge.openapi import METRICS_QUERY, METRICS_RESPONSES
 from routecast.edge.proxies import limit_key_of
 
 
-def metrics_router(frame: Callable[[View, str], Awaitable[EncodedDocument]]) -> APIRouter:
+def metrics_router(
+    encoded_document: Callable[[View, str], Awaitable[EncodedDocument]],
+) -> APIRouter:
     """Return the router of `GET /routing/metrics`."""
     router = APIRouter(tags=["metrics"])
 
@@ -26,7 +28,7 @@ def metrics_router(frame: Callable[[View, str], Awaitable[EncodedDocument]]) -> 
     async def routing_metrics(request: Request) -> Response:
         session = open_session(request.scope["query_string"])
         client = limit_key_of(request.scope)
-        newest = await frame(session.subscription.view, client)
+        newest = await encoded_document(session.subscription.view, client)
         # If there is no document, the body is the stream's error document.
         status = HTTPStatus.OK if newest.source else HTTPStatus.SERVICE_UNAVAILABLE
         headers = {"Cache-Control": "no-store"}

@@ -7,10 +7,10 @@ from routecast.core.view import View
 from routecast.services.metrics_reader import MetricsReader
 
 
-async def frame_of(reader: MetricsReader, view: View) -> EncodedDocument:
-    """Return a view's newest frame, once it can be made."""
+async def document_of(reader: MetricsReader, view: View) -> EncodedDocument:
+    """Return a view's newest document, once it can be made."""
     while True:
-        frames = await reader.frames({view: ""})
-        if view in frames:
-            return frames[view]
+        found = await reader.encoded_documents({view: ""})
+        if view in found:
+            return found[view]
         await asyncio.sleep(0)
