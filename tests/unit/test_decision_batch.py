@@ -1,4 +1,4 @@
-"""Tests of `DecisionBatch`: its decisions are sorted, committed and counted in the receipt."""
+"""Tests of `DecisionBatch`: its decisions are validated, committed and counted in the receipt."""
 
 import json
 from collections.abc import Iterable
@@ -34,9 +34,9 @@ def ingest(
 
 
 def batch_of(sent: Any) -> DecisionBatch:
-    """Return a sorted batch of a client's JSON."""
+    """Return a validated batch of a client's JSON."""
     batch = DecisionBatch(pieces(json.dumps(sent).encode(), lines=False), Rules(), NOW)
-    while not batch.sort():
+    while not batch.validate():
         pass
     return batch
 
@@ -74,7 +74,7 @@ def test_it_is_sorted_in_steps() -> None:
     sent = [{**GOOD, "id": f"d{n}"} if n % 3 else {"id": f"d{n}"} for n in range(100)]
     batch = DecisionBatch(pieces(json.dumps(sent).encode(), lines=False), Rules(), NOW)
     steps = 1
-    while not batch.sort(seconds=-1):
+    while not batch.validate(seconds=-1):
         steps += 1
     assert steps > 10
     at_once = batch_of(sent)
@@ -162,4 +162,4 @@ def test_an_unreadable_body_is_refused() -> None:
     """No decision of it is kept."""
     batch = DecisionBatch(pieces(b"{]", lines=False), Rules(), NOW)
     with pytest.raises(BadBody):
-        batch.sort()
+        batch.validate()

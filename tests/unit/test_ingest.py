@@ -79,7 +79,7 @@ async def test_waiting_batches_share_one_commit(ingest: Ingest, store: SqliteSto
     assert answers == [receipt(2, position), receipt(1, position), receipt(3, position)]
 
 
-class Witness:
+class SeenPosition:
     """Has seen a position of the database."""
 
     def __init__(self, position: Position | None) -> None:
@@ -97,16 +97,16 @@ async def test_commit_on_a_database_that_went_back_is_reported(
 ) -> None:
     """A commit gets an earlier seq than was seen, in the same epoch."""
     at = (await store.commit([[kept(1)]], NOW)).position
-    witness = Witness(seen := Position(at.epoch, at.seq + ahead))
+    live = SeenPosition(seen := Position(at.epoch, at.seq + ahead))
     limits = CardinalityLimiter(500, 5000)
-    ingest = Ingest(store, bus, clock, limits, Rules(), Instruments(), witness=witness)
+    ingest = Ingest(store, bus, clock, limits, Rules(), Instruments(), live=live)
     async with running(ingest.run()):
         await submit(ingest, [kept(number)])
-        assert witness.calls == [(seen, at)] * goes_back
+        assert live.calls == [(seen, at)] * goes_back
         for other in (None, Position("of another epoch", 9)):
-            witness.position = other
+            live.position = other
             await submit(ingest, [kept(3)])
-    assert len(witness.calls) == goes_back
+    assert len(live.calls) == goes_back
 
 
 async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> None:

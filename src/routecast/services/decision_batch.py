@@ -24,8 +24,7 @@ from routecast.protocol import (
     Rejection,
 )
 
-# Decisions are sorted (into valid and invalid ones) for about this time, in seconds; then other
-# tasks get a turn.
+# Decisions are validated for about this time, in seconds; then other tasks get a turn.
 SLICE_SECONDS: Final = 0.001
 # The time is checked after this number of decisions. Each may take 0.3 ms if the price of a new
 # model is looked up, as long as the budget for that lasts.
@@ -46,7 +45,7 @@ class AllRejected(RoutecastError):
 class DecisionBatch:
     """The decisions of one request, and the future of their receipt.
 
-    Call `sort` until it returns True, then `Ingest.accept`. `decisions` are those to commit;
+    Call `validate` until it returns True, then `Ingest.accept`. `decisions` are those to commit;
     `rejected` says why the others are not committed. `warned` counts the warnings about the
     decisions to commit, by field and code; `warnings` are the first of them. `reserved` are the
     names that are reserved for the batch until its commit.
@@ -84,14 +83,14 @@ class DecisionBatch:
 
     # -- before the commit ----------------------------------------------------------------------
 
-    def sort(self, seconds: float = SLICE_SECONDS) -> bool:
-        """Sort into valid and invalid decisions for about `seconds`; return whether all are sorted.
+    def validate(self, seconds: float = SLICE_SECONDS) -> bool:
+        """Validate decisions for about `seconds`; return whether all are validated.
 
         Raises the errors of decoding (BadBody, TooLarge): then nothing may be stored.
         """
         until = time.perf_counter() + seconds
         while True:
-            while self._sort_some():
+            while self._validate_some():
                 if time.perf_counter() > until:
                     return False
             piece = next(self._pieces, None)
@@ -99,8 +98,8 @@ class DecisionBatch:
                 return True
             self._left = iter(piece)
 
-    def _sort_some(self) -> bool:
-        """Sort the next few decisions of a piece; return whether there were any."""
+    def _validate_some(self) -> bool:
+        """Validate the next few decisions of a piece; return whether there were any."""
         now, normalise = self._now, self._rules.normalise
         index, flaws = self._index, self._flaws
         for item in islice(self._left, CLOCK_CHECK_DECISIONS):

@@ -71,7 +71,7 @@ def _forget_outcome(check: asyncio.Task[None]) -> None:
         check.exception()  # the request may have been cancelled
 
 
-class Witness(Protocol):
+class LivePosition(Protocol):
     """Knows the newest position of the database, to notice lost commits (`LiveState`)."""
 
     @property
@@ -96,7 +96,7 @@ class Ingest:
         rules: Rules,
         instruments: Instruments,
         slices: Slices | None = None,
-        witness: Witness | None = None,
+        live: LivePosition | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
@@ -111,7 +111,7 @@ class Ingest:
         self._rejected = outcome("rejected")
         self._refused = outcome("refused")
         self._slices = slices or Slices()
-        self._witness = witness
+        self._live = live
         self._small: deque[DecisionBatch] = deque()
         self._medium: deque[DecisionBatch] = deque()
         self._large: deque[DecisionBatch] = deque()
@@ -163,11 +163,11 @@ class Ingest:
         await self._store.check()
 
     def batch(self, pieces: Iterable[Sequence[DecodedItem]]) -> DecisionBatch:
-        """Return the batch of decoded decisions: `sort` it, then `accept` it."""
+        """Return the batch of decoded decisions: `validate` it, then `accept` it."""
         return DecisionBatch(pieces, self._rules, self._clock.now())
 
     def accept(self, batch: DecisionBatch) -> asyncio.Future[Receipt]:
-        """Queue the valid decisions of a sorted batch; await the result for the receipt.
+        """Queue the valid decisions of a validated batch; await the result for the receipt.
 
         It is done after the commit. The call, or awaiting the result, raises AllRejected if no
         decision is valid, and Unavailable if there is no room or the database cannot store them:
@@ -363,7 +363,7 @@ class Ingest:
         return group
 
     async def _commit(self, group: list[DecisionBatch]) -> None:
-        started, seen = time.perf_counter(), self._witness.position if self._witness else None
+        started, seen = time.perf_counter(), self._live.position if self._live else None
         try:
             commit = await self._store.commit(
                 [batch.decisions for batch in group], self._clock.now()
@@ -379,8 +379,8 @@ class Ingest:
             log.warning("Commits succeed again")
             self._failed = None
         # Before the answers, so that a client with an answer reads its own decisions.
-        if self._witness and seen and is_behind(commit.before, seen):
-            self._witness.went_back(seen, commit.before)
+        if self._live and seen and is_behind(commit.before, seen):
+            self._live.went_back(seen, commit.before)
         if commit.delta is not None:
             self._publish(commit.delta, group)
         conflicts = commit.conflicts or itertools.repeat(0)

@@ -74,7 +74,7 @@ class Decisions:
         async with self.bodies.received(scope, receive) as body:
             async with self.bodies.unpacked(body) as whole:
                 batch = self.read(whole, lines=lines)
-                if await self._sort(batch, most=MAX_GROUP):
+                if await self._validate(batch, most=MAX_GROUP):
                     return batch
             # A large batch waits for `large_batches`, and is decoded again then. While it waits, it
             # takes only the memory of the body as it was sent.
@@ -82,35 +82,35 @@ class Decisions:
             await stack.enter_async_context(self.bodies.large_batches)
             async with self.bodies.unpacked(body) as whole:
                 batch = self.read(whole, lines=lines)
-                await self._sort(batch)
+                await self._validate(batch)
                 return batch
 
     def read(self, body: bytes, *, lines: bool) -> DecisionBatch:
-        """Return the batch of a body; the caller must sort it, which decodes it."""
+        """Return the batch of a body; the caller must validate it, which decodes it."""
         return self._ingest.batch(pieces(body, lines=lines))
 
-    async def _sort(self, batch: DecisionBatch, most: float = math.inf) -> bool:
-        """Sort a batch in slices; stop and return False if over `most` decisions are valid."""
-        while not batch.sort():
+    async def _validate(self, batch: DecisionBatch, most: float = math.inf) -> bool:
+        """Validate a batch in slices; stop and return False if over `most` decisions are valid."""
+        while not batch.validate():
             if len(batch.decisions) > most:
                 return False
             await self._slices.turn()
         return True
 
     async def accept_slowly(self, batch: DecisionBatch, size: int) -> Receipt:
-        """Sort the rest of a small body, then commit; its `size` bytes count as held until sorted.
+        """Validate the rest of a small body, then commit it.
 
-        Raises as `Ingest.accept` does.
+        Its `size` bytes count as held until it is validated. Raises as `Ingest.accept` does.
         """
         self.bodies.small_held += size
         try:
-            await self._sort(batch)
+            await self._validate(batch)
         finally:
             self.bodies.small_held -= size
         return await self._accepted(batch)
 
     def accept(self, batch: DecisionBatch) -> asyncio.Future[Receipt]:
-        """Commit a sorted batch: see `Ingest.accept`."""
+        """Commit a validated batch: see `Ingest.accept`."""
         return self._ingest.accept(batch)
 
     async def _accepted(self, batch: DecisionBatch) -> Receipt:

@@ -114,7 +114,7 @@ class FastPathHttpProtocol(HttpProtocol):
         try:
             body = b"".join(request.body)
             batch = self._decisions.read(body, lines=request.lines)
-            if batch.sort():
+            if batch.validate():
                 answer = self._decisions.accept(batch)
             else:  # a long body gets a task, so that other tasks have turns
                 answer = asyncio.ensure_future(self._decisions.accept_slowly(batch, len(body)))
