@@ -1,1 +1,1 @@
-"""Tests of adapters: SQLite, PostgreSQL and Redis as they are, the clock, prices."""
+"""Tests of adapters: real SQLite, PostgreSQL and Redis, the clock and prices."""

@@ -10,7 +10,7 @@ from routecast.adapters.clock import SystemTimers
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_no_timer_is_early(new_loop: type) -> None:
-    """Loops count in milliseconds, and from when their turn began."""
+    """Event loops count in milliseconds, and from the start of their turn."""
     timers = SystemTimers()
 
     async def wait() -> list[float]:

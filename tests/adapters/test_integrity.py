@@ -1,4 +1,4 @@
-"""A damaged SQLite file: which errors report it, what the check finds, and what is refused then."""
+"""A damaged SQLite file: which errors report it, what the check finds, and what is refused."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ PAGE = 4096
 
 
 async def filled(path: Path) -> None:
-    """Make a database of some hundred pages, closed in good order."""
+    """Make a database of some hundred pages, and close it cleanly."""
     store = SqliteStore(path)
     await store.open()
     for batch in range(4):
@@ -35,12 +35,12 @@ async def filled(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    """Cut a file off in its middle."""
+    """Truncate a file to half of its length."""
     os.truncate(path, path.stat().st_size // 2 // PAGE * PAGE)
 
 
 def overwrite(path: Path, table: str) -> None:
-    """Overwrite the page that a table begins with."""
+    """Overwrite the first page of a table."""
     db = apsw.Connection(str(path))
     page = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).get
     db.close()
@@ -60,8 +60,8 @@ async def assert_refuses(store: SqliteStore) -> None:
             await refused
 
 
-async def test_sound_file_is_checked_when_it_is_opened(path: Path) -> None:
-    """A small one is done before anything else happens."""
+async def test_good_file_is_checked_when_it_is_opened(path: Path) -> None:
+    """The check of a small file ends before anything else happens."""
     await filled(path)
     store = SqliteStore(path)
     await store.open()
@@ -72,7 +72,7 @@ async def test_sound_file_is_checked_when_it_is_opened(path: Path) -> None:
 async def test_page_that_was_overwritten_is_found_at_the_start(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is written to the file; what can be read is."""
+    """Nothing is written to the file, and the readable part can be read."""
     await filled(path)
     overwrite(path, "decisions")
     store = SqliteStore(path)
@@ -87,7 +87,7 @@ async def test_page_that_was_overwritten_is_found_at_the_start(
 
 
 async def test_leaf_pages_that_were_exchanged_are_found_at_the_start(path: Path) -> None:
-    """Each page is sound by itself, and its rows are not where they are looked for."""
+    """Each page is correct by itself, but its rows are in the wrong order."""
     await filled(path)
     exchange_leaves(path, "decisions")
     store = SqliteStore(path)
@@ -97,8 +97,8 @@ async def test_leaf_pages_that_were_exchanged_are_found_at_the_start(path: Path)
     await store.close()
 
 
-async def test_file_that_was_cut_off_before_the_start(path: Path) -> None:
-    """It may not even open; it is corrupt in either case."""
+async def test_file_truncated_before_the_start_is_corrupt(path: Path) -> None:
+    """Opening it may fail or not."""
     await filled(path)
     cut(path)
     store = SqliteStore(path)
@@ -109,8 +109,8 @@ async def test_file_that_was_cut_off_before_the_start(path: Path) -> None:
     await store.close()
 
 
-async def test_file_that_is_cut_off_meanwhile(path: Path) -> None:
-    """No more is acknowledged, from the next commit on."""
+async def test_file_truncated_while_it_is_open_is_corrupt(path: Path) -> None:
+    """From the next commit on, nothing is acknowledged."""
     await filled(path)
     store = SqliteStore(path)
     await store.open()
@@ -123,10 +123,10 @@ async def test_file_that_is_cut_off_meanwhile(path: Path) -> None:
     await store.close()
 
 
-async def test_file_that_is_cut_off_while_it_is_checked(
+async def test_file_truncated_during_its_check_is_checked_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A check that began before says nothing about it: there is another."""
+    """A check that began before does not count."""
     await filled(path)
     began, go_on = threading.Event(), threading.Event()
     look = Integrity._quick_check
@@ -160,12 +160,12 @@ for statement in "DELETE FROM decisions", "VACUUM", "PRAGMA wal_checkpoint(TRUNC
 """
 
 
-async def test_file_that_became_shorter_and_is_sound(path: Path) -> None:
-    """Somebody vacuumed it: once that is checked, all goes on."""
+async def test_file_that_a_vacuum_made_shorter_is_good(path: Path) -> None:
+    """When it has been checked, commits go on."""
     await filled(path)
     store = SqliteStore(path)
     await store.open()
-    # In a process of its own: a second SQLite library in this one would undo the first one's locks.
+    # A second SQLite library in this process would release the locks of the first one.
     vacuum = [sys.executable, "-c", VACUUM, str(path)]
     await asyncio.to_thread(subprocess.run, vacuum, check=True)
     with pytest.raises(Unavailable, match="shorter than it was"):
@@ -182,8 +182,8 @@ READERS: dict[str, Callable[[SqliteStore], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-async def test_reader_that_meets_damage_makes_the_store_refuse(path: Path, reader: str) -> None:
-    """Though the writer has not met it."""
+async def test_store_refuses_after_a_reader_found_damage(path: Path, reader: str) -> None:
+    """The writer has not read the damaged page."""
     await filled(path)
     store = SqliteStore(path)
     await store.open()
@@ -199,7 +199,7 @@ async def test_reader_that_meets_damage_makes_the_store_refuse(path: Path, reade
 async def test_long_check_is_finished_in_the_background(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store is open meanwhile; closing ends the check at once."""
+    """The store is open meanwhile, and closing it stops the check at once."""
     await filled(path)
     overwrite(path, "decisions")
     monkeypatch.setattr(integrity, "OPEN_CHECK_SECONDS", 0.0)

@@ -15,7 +15,7 @@ def delta(seq: int, cells: int) -> Delta:
 
 
 async def test_it_remembers_a_number_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many commits they come in: a large one costs the memory of many small ones."""
+    """The limit counts cells and not commits, because a large commit takes more memory."""
     monkeypatch.setattr(memory, "CELLS_HELD", 10)
     bus = MemoryBus()
     heard: list[Delta | Position] = []

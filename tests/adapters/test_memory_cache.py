@@ -8,7 +8,7 @@ from tests.support.decisions import NOW, SECOND
 
 
 async def test_snapshot_is_kept_for_its_lifetime(cache: MemoryCache, clock: HeldClock) -> None:
-    """30 seconds from when it was put."""
+    """The lifetime of 30 seconds begins when it is put."""
     await cache.put(Snapshot(Position("e", 1), NOW))
     clock.moment = NOW + 30 * SECOND - 1
     assert await cache.get() is not None
@@ -17,7 +17,7 @@ async def test_snapshot_is_kept_for_its_lifetime(cache: MemoryCache, clock: Held
 
 
 async def test_put_begins_a_new_lifetime(cache: MemoryCache, clock: HeldClock) -> None:
-    """The second snapshot does not inherit the first one's end."""
+    """The second snapshot does not end with the first one's lifetime."""
     await cache.put(Snapshot(Position("e", 1), NOW))
     clock.moment = NOW + 20 * SECOND
     await cache.put(Snapshot(Position("e", 2), NOW))

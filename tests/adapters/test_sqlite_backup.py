@@ -23,7 +23,7 @@ from tests.support.needs import skip_without
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """Where a backup goes: a folder with nothing else in it."""
+    """The path of a backup, in an empty folder."""
     (tmp_path / "backups").mkdir()
     return tmp_path / "backups" / "routecast.db"
 
@@ -53,7 +53,7 @@ def ignore(_: Checked) -> None:
 
 
 async def filled(path: Path, count: int = 300) -> str:
-    """Make a closed database with one decision a commit; return its epoch."""
+    """Make a closed database of `count` decisions; return its epoch."""
     store = SqliteStore(path)
     await store.open()
     for n in range(0, count, 100):
@@ -64,7 +64,7 @@ async def filled(path: Path, count: int = 300) -> str:
 
 
 async def assert_has(path: Path, count: int) -> str:
-    """Assert that a sound database has so many decisions; return its epoch."""
+    """Assert that a valid database has `count` decisions; return its epoch."""
     store = SqliteStore(path)
     await store.open()
     assert [one async for one in store.verify() if isinstance(one, Difference)] == []
@@ -74,10 +74,10 @@ async def assert_has(path: Path, count: int) -> str:
     return epoch
 
 
-async def test_backup_beside_a_writer_is_of_one_position(
+async def test_backup_during_commits_is_of_one_position(
     path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others commit between its steps: none of that is in it, and none of it is lost."""
+    """Commits between its steps are not in it, and none of them is lost."""
     monkeypatch.setattr(module, "PAGES_PER_STEP", 5)
     store = SqliteStore(path)
     await store.open()
@@ -103,8 +103,8 @@ async def test_backup_beside_a_writer_is_of_one_position(
     await assert_has(target, 300)
 
 
-async def test_backup_is_one_file_that_reading_leaves_as_it_is(path: Path, target: Path) -> None:
-    """`verify` too: it may lie on a disk that takes no writes."""
+async def test_backup_is_one_file_that_reading_does_not_change(path: Path, target: Path) -> None:
+    """`verify` does not change it either, so it may be on a read-only disk."""
     await filled(path)
     await SqliteBackups(path).backup(target, ignore)
     before = content_of(target)
@@ -117,7 +117,7 @@ async def test_backup_is_one_file_that_reading_leaves_as_it_is(path: Path, targe
 
 
 async def test_restored_database_begins_a_new_epoch(path: Path, target: Path) -> None:
-    """Each time; and so does a backup that was put there by hand."""
+    """Each restore begins one, and so does a backup that was copied by hand."""
     epochs = [await filled(path)]
     await SqliteBackups(path).backup(target, ignore)
     for _ in range(2):
@@ -127,13 +127,13 @@ async def test_restored_database_begins_a_new_epoch(path: Path, target: Path) ->
     for _ in range(2):
         shutil.copyfile(target, path)
         epochs.append(await assert_has(path, 300))
-    epochs.append(await assert_has(path, 300))  # the same file again: nothing was restored
+    epochs.append(await assert_has(path, 300))  # the same file again, which was not restored
     assert epochs[-1] == epochs[-2]
     assert len(set(epochs)) == 5
 
 
-async def test_what_is_replaced_is_kept(path: Path, target: Path) -> None:
-    """All of it, after a kill too: its log is added to it. An empty database is not kept."""
+async def test_replaced_database_is_kept(path: Path, target: Path) -> None:
+    """After a kill, its log is added to it first. An empty database is not kept."""
     await filled(path)
     await SqliteBackups(path).backup(target, ignore)
     kept_at = kill_a_writer(path)
@@ -168,7 +168,7 @@ sys.stdin.read()
 
 
 def kill_a_writer(path: Path) -> Path:
-    """Have a process commit ten decisions and be killed; return its log's place."""
+    """Make a process commit ten decisions and kill itself; return the path of its log."""
     done = subprocess.run([sys.executable, "-c", WRITER, str(path)], check=False)
     assert done.returncode == -9
     assert wal_of(path).exists()
@@ -178,7 +178,7 @@ def kill_a_writer(path: Path) -> Path:
 async def test_damaged_database_and_foreign_log_are_replaced_and_kept(
     path: Path, target: Path
 ) -> None:
-    """That is when one restores."""
+    """Operators restore in such a situation."""
     await filled(path)
     await SqliteBackups(path).backup(target, ignore)
     kill_a_writer(path)
@@ -196,7 +196,7 @@ async def test_damaged_database_and_foreign_log_are_replaced_and_kept(
     await assert_has(path, 300)
 
 
-async def test_log_of_a_file_that_is_gone_is_put_aside(path: Path, target: Path) -> None:
+async def test_log_of_a_removed_file_is_kept(path: Path, target: Path) -> None:
     """It belongs to no other file."""
     await filled(path)
     await SqliteBackups(path).backup(target, ignore)
@@ -209,10 +209,10 @@ async def test_log_of_a_file_that_is_gone_is_put_aside(path: Path, target: Path)
     await assert_has(path, 300)
 
 
-async def test_commands_leave_the_log_of_a_killed_server(
+async def test_commands_do_not_change_the_log_of_a_killed_server(
     path: Path, target: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server that starts afterwards finds all of it, and goes on in the same epoch."""
+    """The next server finds all of it, and goes on in the same epoch."""
     epoch = await filled(path)
     kill_a_writer(path)
     await SqliteBackups(path).backup(target, ignore)
@@ -229,7 +229,7 @@ async def test_commands_leave_the_log_of_a_killed_server(
 
 
 async def test_database_in_use_is_not_replaced(path: Path, target: Path) -> None:
-    """By a server, or by whatever has it open."""
+    """A server or any other program has it open."""
     await filled(path)
     await SqliteBackups(path).backup(target, ignore)
     command = [sys.executable, "-c", WRITER, str(path), "stay"]
@@ -248,7 +248,7 @@ async def test_database_in_use_is_not_replaced(path: Path, target: Path) -> None
 
 
 async def test_damaged_backup_changes_nothing(path: Path, target: Path) -> None:
-    """It is checked first. Nor is a damaged database backed up."""
+    """The backup is checked first. A damaged database is not backed up."""
     await filled(path)
     await SqliteBackups(path).backup(target, ignore)
     before = content_of(path)
@@ -275,10 +275,10 @@ async def test_damaged_backup_changes_nothing(path: Path, target: Path) -> None:
         (b"", "is no backup of a SQLite database"),
     ],
 )
-async def test_what_is_no_backup_is_refused(
+async def test_file_that_is_no_backup_is_refused(
     path: Path, target: Path, content: bytes, reason: str
 ) -> None:
-    """By name; the database stays."""
+    """The error says what it is, and the database stays."""
     await filled(path)
     write(target, content)
     with pytest.raises(BadDatabase, match=f"{target} {reason}"):
@@ -287,7 +287,7 @@ async def test_what_is_no_backup_is_refused(
 
 
 async def test_database_of_another_program_is_no_backup(path: Path, target: Path) -> None:
-    """Though it is SQLite's."""
+    """It is refused although it is a SQLite file."""
     db = apsw.Connection(str(target))
     db.execute("CREATE TABLE notes (text)")
     db.close()
@@ -300,7 +300,7 @@ async def test_database_of_another_program_is_no_backup(path: Path, target: Path
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk that a backup does not fit on."""
+    """A disk that is too small for a backup."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
@@ -312,17 +312,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-async def test_full_disk_is_reported(path: Path, small_disk: Path) -> None:
-    """As what it is."""
+async def test_full_disk_is_named(path: Path, small_disk: Path) -> None:
+    """The error says that the disk is full."""
     await filled(path)
     with pytest.raises(Unavailable, match="full"):
         await SqliteBackups(path).backup(small_disk / "routecast.db", ignore)
 
 
-async def test_path_is_taken_as_it_is(
+async def test_path_is_used_unchanged(
     tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Signs that mean something in other URLs mean themselves; backups and large batches too."""
+    """Characters with a meaning in other URLs have none in this one, for every kind of access."""
     monkeypatch.chdir(tmp_path)
     for name in ("100%.db", "a%20b.db", "what?.db", "no#1.db", "x?mode=ro#y%00.db", "file:z.db"):
         for path in (name, str(tmp_path / "absolute" / name)):

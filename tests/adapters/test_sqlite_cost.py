@@ -26,12 +26,12 @@ from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept, kept_d
 
 
 def series(number: int, **given: Any) -> DecisionRecord:
-    """Return a decision of one of many series."""
+    """Return a decision of series `number`."""
     return kept(strategy=f"s{number % 500}", model=f"m{number // 500}", **given)
 
 
 def filled(path: Path, count: int, minutes: int) -> Writer:
-    """Return a writer on a database with so many series in its total, and some late minutes."""
+    """Return a writer on a database with `count` series, and decisions in late minutes."""
     writer = Writer(path, create=True)
     writer.open()
     for first in range(0, count, 2_000):
@@ -61,9 +61,9 @@ def fold(writer: Writer) -> None:
 
 @contextmanager
 def counted_steps(writer: Writer) -> Iterator[Callable[[], int]]:
-    """Count what SQLite's engine does: its steps, rows and all that is looked at are in them.
+    """Count the steps of SQLite's engine, which include all rows that it reads.
 
-    The writer must have been opened a moment ago: statements count from when they were made.
+    Open the writer directly before, because a statement counts from its creation.
     """
     db, steps = writer._db, 0
     assert db is not None
@@ -84,7 +84,7 @@ def counted_steps(writer: Writer) -> Iterator[Callable[[], int]]:
 
 
 def cost_of_late_decisions(path: Path, count: int, minutes: int) -> int:
-    """Return the steps that decisions in so many old minutes take, committed and folded."""
+    """Return the steps that decisions in this number of old minutes take, to commit and to fold."""
     writer = filled(path, count, minutes)
     again = [series(n % count, id=f"again-{n}", decided=before(n)) for n in range(minutes)]
     writer = reopened(writer, path)
@@ -97,14 +97,14 @@ def cost_of_late_decisions(path: Path, count: int, minutes: int) -> int:
 
 
 def test_late_decisions_cost_as_much_with_many_series_as_with_few(tmp_path: Path) -> None:
-    """To fold a cell, no other cell of its minute, hour or total is read."""
+    """Folding a cell reads no other cell of its minute, hour or total."""
     few = cost_of_late_decisions(tmp_path / "few.db", 100, 600)
     many = cost_of_late_decisions(tmp_path / "many.db", 10_000, 600)
     assert many < 1.5 * few
 
 
-def test_late_decisions_cost_as_much_in_many_minutes_as_in_one(tmp_path: Path) -> None:
-    """Be they of one minute or of as many minutes as there are decisions."""
+def test_late_decisions_cost_little_more_in_many_minutes_than_in_one(tmp_path: Path) -> None:
+    """A decision alone in its minute costs only its own rows more."""
     path = tmp_path / "old.db"
     writer = filled(path, 100, 1_000)
     costs = []
@@ -116,12 +116,12 @@ def test_late_decisions_cost_as_much_in_many_minutes_as_in_one(tmp_path: Path) -
             fold(writer)
             costs.append(steps() / 1_000)
     writer.close()
-    # A cell is a row in each of three periods, read and written; a decision in a cell is none.
+    # A new cell is a row to read and write in each of three periods.
     assert costs[1] < costs[0] + 1_000
 
 
-def test_one_step_of_folding_is_bounded(tmp_path: Path) -> None:
-    """A large delta is folded by many steps: each does a small part of the work."""
+def test_one_step_of_folding_is_limited(tmp_path: Path) -> None:
+    """A large delta is folded in many steps, each with a small part of the work."""
     writer = filled(tmp_path / "large.db", 100, 1)
     commit(writer, [[series(n % 100, id=f"x{n}", decided=before(n)) for n in range(4_000)]], NOW)
     left = []
@@ -133,10 +133,8 @@ def test_one_step_of_folding_is_bounded(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_what_the_writer_remembers_has_a_bound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In bytes, however many cells a period has."""
+def test_memory_of_the_writer_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is in bytes, and a period may have any number of cells."""
     monkeypatch.setattr(rollups, "REMEMBERED_BYTES", 100 * rollups.ROLLUP_BYTES)
     writer = filled(tmp_path / "cells.db", 2_000, 500)
     assert writer._memory.rollups.size <= rollups.REMEMBERED_BYTES
@@ -145,8 +143,8 @@ def test_what_the_writer_remembers_has_a_bound(
     writer.close()
 
 
-def test_backlog_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond it, a commit folds as many cells as it adds."""
+def test_unfolded_cells_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the limit, a commit folds as many cells as it adds."""
     monkeypatch.setattr(folding, "MOST_UNFOLDED_CELLS", 3_000)
     writer = Writer(tmp_path / "backlog.db", create=True)
     writer.open()
@@ -194,7 +192,7 @@ actions = st.lists(
 def test_sums_are_exact_at_any_moment(
     tmp_path_factory: pytest.TempPathFactory, actions: list[Any]
 ) -> None:
-    """Whatever part of whatever delta is folded: totals, history, missed deltas and `verify`."""
+    """Totals, history, deltas and `verify` are right with any part of any delta folded."""
     path = tmp_path_factory.mktemp("life") / "routecast.db"
     asyncio.run(live(path, actions))
 
@@ -237,7 +235,7 @@ async def assert_exact(store: SqliteStore, decisions: list[DecisionRecord]) -> N
 
 
 async def test_large_batch_is_one_commit(store: SqliteStore) -> None:
-    """Of several batches each gets its count; known ids and second mentions count once."""
+    """Each of its batches gets its count, and known or repeated ids count once."""
     await store.commit([[kept(0), kept(1)]], NOW)
     first = [kept(n) for n in range(MAX_GROUP)]
     second = [kept(n, model="") for n in (5, MAX_GROUP, MAX_GROUP, MAX_GROUP + 1)]
@@ -256,7 +254,7 @@ async def test_large_batch_is_one_commit(store: SqliteStore) -> None:
 async def test_small_batches_are_committed_while_a_large_one_is_prepared(
     store: SqliteStore,
 ) -> None:
-    """They go first, and the ids they bring count once."""
+    """Small batches go first, and their ids count once."""
     large = [kept(n) for n in range(2 * MAX_GROUP)]
     task = asyncio.create_task(store.commit([large], NOW))
     small = 0
@@ -272,7 +270,7 @@ async def test_small_batches_are_committed_while_a_large_one_is_prepared(
 async def test_large_batch_is_prepared_again_when_a_series_is_filled_meanwhile(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between its preparation and the writer's turn: what does not fit now is left out."""
+    """If it is filled before the writer's turn, decisions that no longer fit are left out."""
     prepared: list[int] = []
     stage = module.stage
 
@@ -298,7 +296,7 @@ async def test_large_batch_is_prepared_again_when_a_series_is_filled_meanwhile(
 async def test_large_batch_is_prepared_again_when_names_are_folded_meanwhile(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By another process, between its preparation and the writer's turn."""
+    """Another process folds them between the preparation and the writer's turn."""
     prepared: list[int] = []
     stage = module.stage
 
@@ -329,10 +327,10 @@ async def test_large_batch_is_prepared_again_when_names_are_folded_meanwhile(
     assert (await store.commit([large], NOW)).inserted == [0]
 
 
-async def test_summary_of_an_hour_that_changes_meanwhile_is_not_kept(
+async def test_summary_of_an_hour_that_changes_meanwhile_is_dropped(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hours are read beside commits; one that was added to is summed up later."""
+    """Hours are read during commits; one that changed is summed up later."""
     monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 1)
     await store.commit([[kept(1, decided=NOW - 5 * HOUR)]], NOW)
     (hour,) = await store.unsummed(before=NOW)
@@ -368,15 +366,15 @@ def cost_of_a_summary(path: Path, count: int) -> int:
     return total
 
 
-def test_a_summary_costs_what_is_in_its_hour(tmp_path: Path) -> None:
-    """No other series is looked at."""
+def test_a_summary_reads_only_its_hour(tmp_path: Path) -> None:
+    """The number of series of other hours does not matter."""
     few = cost_of_a_summary(tmp_path / "few.db", 10)
     many = cost_of_a_summary(tmp_path / "many.db", 4_000)
     assert many < 1.5 * few
 
 
-def test_parts_of_cells_are_all_of_them(tmp_path: Path) -> None:
-    """None is lost or twice, and no part is too large."""
+def test_cells_are_split_into_parts_without_loss(tmp_path: Path) -> None:
+    """Each cell is in one part, and no part is too large."""
     cells = Cells()
     cells.add(series(n, decided=NOW - n % 7 * MINUTE) for n in range(100))
     for most in (1, 3, 7, 99, 100, 1_000):

@@ -22,7 +22,7 @@ from tests.support.running_services import until
 
 
 async def with_decisions(path: Path, count: int = 50) -> tuple[SqliteStore, list[DecisionRecord]]:
-    """Return an open store, whose decisions are in the write-ahead log."""
+    """Return an open store whose decisions are in the write-ahead log."""
     store = SqliteStore(path)
     await store.open()
     decisions = [kept(n) for n in range(count)]
@@ -43,12 +43,12 @@ async def assert_ready(store: SqliteStore) -> None:
         return True
 
     async with asyncio.timeout(60):
-        while not await is_ready():  # noqa: ASYNC110 -- the store says it to those who ask
+        while not await is_ready():  # noqa: ASYNC110 -- the store has no event for it
             await asyncio.sleep(0.01)
 
 
 async def after_a_kill(path: Path, decisions: list[DecisionRecord]) -> None:
-    """Assert that what lies on the disk now is a sound database with these decisions."""
+    """Assert that the files on the disk are a valid database with these decisions."""
     folder = path.parent / "after"
     folder.mkdir()
     for file in (path, wal_of(path)):
@@ -99,10 +99,10 @@ HARM: list[tuple[Callable[[Path], Path], Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("which", "harm", "cause"), HARM)
-async def test_harm_to_a_file_is_reported_at_once_and_nothing_is_lost(
+async def test_harm_to_a_file_is_noticed_at_once_and_nothing_is_lost(
     path: Path, which: Callable[[Path], Path], harm: Callable[[Path], None], cause: str
 ) -> None:
-    """The next commit is refused with the cause; then the file is opened again, with everything."""
+    """The next commit is refused with the cause; then the file is opened again, complete."""
     store, decisions = await with_decisions(path)
     epoch = (await store.position()).epoch
     harm(which(path))
@@ -116,8 +116,8 @@ async def test_harm_to_a_file_is_reported_at_once_and_nothing_is_lost(
     assert not wal_of(path).exists()
 
 
-async def test_all_files_are_removed(path: Path) -> None:
-    """As by `rm routecast.db*`: the open files have it all, and it is written again."""
+async def test_removed_files_are_written_again(path: Path) -> None:
+    """After `rm routecast.db*`, the open files still have all data."""
     store, decisions = await with_decisions(path)
     for file in (path, wal_of(path), shm_of(path)):
         file.unlink()
@@ -128,10 +128,10 @@ async def test_all_files_are_removed(path: Path) -> None:
     await store.close()
 
 
-async def test_cut_log_whose_pages_are_nowhere_else(
+async def test_truncated_log_with_lost_pages_is_damage(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is reported as damage, and no decision is accepted; a restart begins a new epoch."""
+    """No decision is accepted after that, and a restart begins a new epoch."""
     store, _ = await with_decisions(path)
     epoch = (await store.position()).epoch
     store._writer._db.execute("PRAGMA cache_size = 10; PRAGMA shrink_memory")  # type: ignore[union-attr]
@@ -150,8 +150,8 @@ async def test_cut_log_whose_pages_are_nowhere_else(
     await again.close()
 
 
-async def test_content_of_the_file_is_replaced(path: Path) -> None:
-    """As by `cp backup routecast.db` while it is in use: refused until it is undone."""
+async def test_file_with_replaced_content_refuses_commits(path: Path) -> None:
+    """After `cp backup routecast.db` on an open file, commits are refused until it is undone."""
     store, decisions = await with_decisions(path)
     with path.open("r+b") as file:
         held = file.read(100)
@@ -168,8 +168,8 @@ async def test_content_of_the_file_is_replaced(path: Path) -> None:
     await store.close()
 
 
-async def test_other_connections_checkpoint_and_write(path: Path) -> None:
-    """What another program does in good order is no harm."""
+async def test_other_connections_may_checkpoint_and_write(path: Path) -> None:
+    """Correct work of another program is no harm."""
     store, decisions = await with_decisions(path)
     other = SqliteStore(path, create=False)
     await other.open()
@@ -195,8 +195,8 @@ while True:
 """
 
 
-async def test_another_process_checkpoints_all_the_time(path: Path) -> None:
-    """Whenever it does so: between a look at the files and the transaction after it, too."""
+async def test_another_process_may_checkpoint_all_the_time(path: Path) -> None:
+    """It may do so at any moment, also between the check of the files and the transaction."""
     store, decisions = await with_decisions(path, 5)
     other = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", CHECKPOINTS, str(path)), stdout=asyncio.subprocess.PIPE
@@ -214,8 +214,8 @@ async def test_another_process_checkpoints_all_the_time(path: Path) -> None:
     await store.close()
 
 
-async def test_readers_make_no_file(path: Path) -> None:
-    """An empty one would be taken for a replacement, and nothing would be saved."""
+async def test_readers_create_no_file(path: Path) -> None:
+    """An empty file would count as a replacement, and nothing would be saved."""
     store, decisions = await with_decisions(path)
     large = [kept(n) for n in range(1_000, 3_000)]
     await store.commit([large], NOW)
@@ -235,10 +235,10 @@ async def test_readers_make_no_file(path: Path) -> None:
     await store.close()
 
 
-async def test_what_cannot_be_opened_again_is_tried_with_pauses(
+async def test_file_is_opened_again_with_pauses(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each try may copy the whole database: questions do not bring more of them."""
+    """Each attempt may copy the whole database, so reads do not cause more attempts."""
     store, decisions = await with_decisions(path)
     tries = 0
 

@@ -29,15 +29,15 @@ actions = st.lists(
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have parts of 2 cells, of which few are remembered: others are read again."""
+    """Make parts of 2 cells, of which few are remembered and others are read again."""
     monkeypatch.setattr(deltas, "PART_CELLS", 2)
     monkeypatch.setattr(folding, "STEP_CELLS", 2)
     monkeypatch.setattr(folding, "REMEMBERED_CELLS", 3)
 
 
 @given(actions)
-def test_exact_totals_equal_all_that_was_committed(steps: list[tuple[str, list[str]]]) -> None:
-    """Whatever is folded of it, and whenever it is asked for."""
+def test_exact_totals_include_all_commits(steps: list[tuple[str, list[str]]]) -> None:
+    """Any part may be folded, and totals may be asked for at any time."""
     costs: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as place:
         writer = Writer(Path(place) / "routecast.db", create=True)

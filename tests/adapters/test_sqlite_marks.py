@@ -26,13 +26,13 @@ KILLS = int(os.environ.get("ROUTECAST_TEST_KILLS", "25"))
 
 @pytest.fixture(autouse=True)
 def short_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin the log anew every few commits."""
+    """Restart the log after every few commits."""
     monkeypatch.setattr(wal, "CHECKPOINT_PAGES", 25)
     monkeypatch.setattr(wal, "CUT_BYTES", 150_000)
 
 
 def run_and_kill(path: Path, first: int, commits: int, pause: float) -> int:
-    """Commit decisions in a process of its own, kill it; return how many were acknowledged."""
+    """Run a process that commits, and kill it; return the number of acknowledged commits."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -70,15 +70,15 @@ async def differences(path: Path) -> list[Difference]:
 
 
 def test_no_false_alarm_after_any_kill(path: Path) -> None:
-    """And all that was acknowledged is there; while each older file is refused beside the log."""
+    """All acknowledged decisions are there, and each older file is refused with the log."""
     chance = random.Random(7)
     acknowledged, old, refused = 0, path.with_name("old.db"), 0
     for kill in range(KILLS):
         done = run_and_kill(path, acknowledged, chance.randrange(1, 40), chance.random() * 0.005)
-        acknowledged += done + 1  # the one under way may have been kept
+        acknowledged += done + 1  # the commit under way may be stored
         require_own_log(path)
         log = read_log(wal_of(path))
-        # A log that was just begun anew may have no commit yet; then SQLite adds nothing of it.
+        # A log that was just restarted may have no commit yet, and then SQLite adds nothing of it.
         if old.exists() and log is not None and log.committed:
             shutil.copy(path, f"{path}.right")
             shutil.copyfile(old, path)
@@ -121,8 +121,8 @@ def command(path: Path, target: Path) -> None:
     asyncio.run(SqliteBackups(path).backup(target, lambda _: None))
 
 
-def in_the_same_run(path: Path, make: Callable[[Path, Path], None], after: int) -> Path:
-    """Have a process commit, back it up beside the running process, commit more and kill it."""
+def backup_of_a_killed_run(path: Path, make: Callable[[Path, Path], None], after: int) -> Path:
+    """Make a process commit, back up its database, let it commit more and kill it."""
     target = path.with_name("backup.db")
     ready, go_on = os.pipe(), os.pipe()
     child = os.fork()
@@ -153,11 +153,11 @@ def in_the_same_run(path: Path, make: Callable[[Path, Path], None], after: int) 
 
 @pytest.mark.parametrize("after", [0, 1, 100])
 @pytest.mark.parametrize("make", [vacuum, online, command])
-def test_backup_beside_the_log_of_the_run_it_was_made_in(
+def test_backup_with_the_log_of_its_own_run_is_refused(
     path: Path, make: Callable[[Path, Path], None], after: int
 ) -> None:
-    """Refused by name, by every command; without the log, it is the backup, in a new epoch."""
-    target = in_the_same_run(path, make, after)
+    """Every command refuses it; without the log, it is the backup in a new epoch."""
+    target = backup_of_a_killed_run(path, make, after)
     before = apsw.Connection(str(target)).execute("SELECT epoch FROM history").get
     shutil.copyfile(target, path)
     held = path.read_bytes()
@@ -182,8 +182,8 @@ async def opened(path: Path, *, create: bool = True) -> tuple[str, int]:
         await store.close()
 
 
-def test_cold_copy_of_a_stopped_database(path: Path) -> None:
-    """The file looks as it did when the log began, had the start not marked it."""
+def test_copy_of_a_stopped_database_is_refused_with_a_later_log(path: Path) -> None:
+    """Without the mark of the start, the copy would equal the file when the log began."""
     assert asyncio.run(opened(path))[1] == 0
     cold = path.with_name("cold.db")
     shutil.copy(path, cold)
@@ -194,9 +194,9 @@ def test_cold_copy_of_a_stopped_database(path: Path) -> None:
         require_own_log(path)
 
 
-@pytest.mark.parametrize("left", [None, b""], ids=["not there", "empty"])
-def test_log_without_its_database(path: Path, left: bytes | None) -> None:
-    """SQLite would delete it, and begin a new database: decisions would be gone."""
+@pytest.mark.parametrize("left", [None, b""], ids=["absent", "empty"])
+def test_log_without_its_database_is_refused(path: Path, left: bytes | None) -> None:
+    """SQLite would delete the log and begin a new database, and decisions would be lost."""
     run_and_kill(path, 0, 5, 0)
     path.unlink()
     if left is not None:
@@ -206,7 +206,7 @@ def test_log_without_its_database(path: Path, left: bytes | None) -> None:
     assert wal_of(path).exists()
 
 
-def test_log_of_an_older_version_is_taken_as_it_is(path: Path) -> None:
+def test_log_of_an_older_version_is_accepted(path: Path) -> None:
     """It has no marks."""
     asyncio.run(opened(path))
     db = apsw.Connection(str(path))
@@ -225,8 +225,8 @@ LOOK = (
 )
 
 
-async def test_log_that_another_program_keeps_open(path: Path) -> None:
-    """At a stop in good order it stays, and it belongs to the file."""
+async def test_log_that_another_program_keeps_open_is_accepted(path: Path) -> None:
+    """It stays after a clean stop, and belongs to the file."""
     other = None
     for number in range(4):
         store = SqliteStore(path)
@@ -237,7 +237,7 @@ async def test_log_that_another_program_keeps_open(path: Path) -> None:
             await store.commit([[kept(number)]], NOW)
         await store.close()
         assert wal_of(path).exists()
-        # Not in this process, which has the file open.
+        # It is checked in another process, because this one has the file open.
         look = await asyncio.create_subprocess_exec(sys.executable, "-c", LOOK, str(path))
         assert await look.wait() == 0
     assert other is not None

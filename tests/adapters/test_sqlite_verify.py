@@ -15,7 +15,7 @@ from tests.support.summaries import sum_up
 
 @pytest.fixture
 async def filled(store: SqliteStore) -> SqliteStore:
-    """A store with decisions, of which the older are pruned, and some of an hour also pruned."""
+    """A store of which some minutes and decisions are pruned, also a part of an hour."""
     await store.commit([[kept(1, decided=NOW - DAY), kept(2)]], NOW - HOUR)
     await store.commit([[kept(3), kept(4, decided=NOW - 2 * HOUR, model="")]], NOW)
     assert await store.prune(decisions_before=NOW, minutes_before=NOW - DAY + HOUR, limit=10) == 3
@@ -28,7 +28,7 @@ async def found(store: SqliteStore) -> list[Difference]:
 
 
 async def fold(store: SqliteStore) -> None:
-    """Have everything in the rollups, as retention does before it drops anything."""
+    """Move all deltas into the rollups, as retention does first."""
     await store.prune(decisions_before=0, minutes_before=0, limit=1)
 
 
@@ -42,7 +42,7 @@ def change(store: SqliteStore, statement: str) -> None:
 @pytest.mark.parametrize("column", ["count", "cost_sum", "confidence_count", "metered_output"])
 @pytest.mark.parametrize("period", ["minute", "hour", "total", "pruned"])
 async def test_changed_sum_is_found(filled: SqliteStore, period: str, column: str) -> None:
-    """In each period; the difference names the sum, and only that one."""
+    """In each period, the difference has the name of this sum only."""
     change(filled, f"UPDATE rollups SET {column} = {column} + 1 WHERE period = '{period}'")
     differences = await found(filled)
     assert differences
@@ -56,7 +56,7 @@ async def test_changed_sum_is_found(filled: SqliteStore, period: str, column: st
 @pytest.mark.parametrize("bins", ["x'8103cc02'", "x''", "x'c1'", "x'ff00'"])
 @pytest.mark.parametrize("period", ["minute", "hour", "total", "pruned"])
 async def test_changed_histogram_is_found(filled: SqliteStore, period: str, bins: str) -> None:
-    """Be it another one, none, or bytes that are no histogram at all."""
+    """The bytes are another histogram, an empty one, or none at all."""
     change(filled, f"UPDATE rollups SET latency_bins = {bins} WHERE period = '{period}'")
     differences = await found(filled)
     assert differences
@@ -65,7 +65,7 @@ async def test_changed_histogram_is_found(filled: SqliteStore, period: str, bins
 
 @pytest.mark.parametrize("period", ["minute", "hour", "total", "pruned"])
 async def test_missing_rollup_is_found(filled: SqliteStore, period: str) -> None:
-    """Sums that should be there are expected, and nothing is found; or the other way round."""
+    """The sums of this period or of another one are missing."""
     change(filled, f"DELETE FROM rollups WHERE period = '{period}'")
     differences = await found(filled)
     assert differences
@@ -74,7 +74,7 @@ async def test_missing_rollup_is_found(filled: SqliteStore, period: str) -> None
 
 @pytest.mark.parametrize("period", ["minute", "hour", "total"])
 async def test_rollup_of_nothing_is_found(filled: SqliteStore, period: str) -> None:
-    """Sums where there are no decisions, as of an hour nobody knows of."""
+    """It has sums of an hour without decisions."""
     start = 0 if period == "total" else NOW // 10**6 // 3600 * 3600 + 3 * 3600
     change(
         filled,
@@ -100,14 +100,14 @@ async def test_rollup_of_nothing_is_found(filled: SqliteStore, period: str) -> N
     ],
 )
 async def test_changed_decision_is_found(filled: SqliteStore, statement: str, column: str) -> None:
-    """The rollups are right, and the decision is not: they differ all the same."""
+    """The rollups are right and the decision is wrong, so they differ."""
     change(filled, statement)
     differences = await found(filled)
     assert any(column in one.expected + one.found for one in differences)
 
 
 async def test_change_of_an_hour_and_its_minutes_together_is_found(store: SqliteStore) -> None:
-    """Rollups that agree among themselves and not with the decisions."""
+    """The rollups agree with each other, and not with the decisions."""
     await store.commit([[kept(1)]], NOW)
     await fold(store)
     change(store, "UPDATE rollups SET fallbacks = fallbacks + 1")
@@ -115,7 +115,7 @@ async def test_change_of_an_hour_and_its_minutes_together_is_found(store: Sqlite
 
 
 async def test_changed_delta_is_found(store: SqliteStore) -> None:
-    """What is not in the rollups yet is counted all the same; here twice, under another seq."""
+    """Deltas that are not folded count, too; here one counts twice, under another seq."""
     await store.commit([[kept(1)]], NOW)
     assert await found(store) == []
     change(store, "INSERT INTO deltas SELECT seq + 1, part, cells, largest, packed FROM deltas")
@@ -127,7 +127,7 @@ async def test_changed_delta_is_found(store: SqliteStore) -> None:
 
 
 async def test_missing_delta_is_found(store: SqliteStore) -> None:
-    """One that the rollups do not hold yet."""
+    """The rollups do not include it yet."""
     await store.commit([[kept(1)]], NOW)
     change(store, "DELETE FROM deltas")
     first, *differences = await found(store)
@@ -135,7 +135,7 @@ async def test_missing_delta_is_found(store: SqliteStore) -> None:
     assert {one.what.split()[0] for one in differences} == {"minute", "hour"}
 
 
-async def test_changed_minute_of_an_hour_partly_pruned_is_found(filled: SqliteStore) -> None:
+async def test_changed_minute_of_a_partly_pruned_hour_is_found(filled: SqliteStore) -> None:
     """Its decisions cannot be counted any more, but minutes must add up to their hour."""
     hour = NOW // HOUR * 3600
     change(
@@ -148,7 +148,7 @@ async def test_changed_minute_of_an_hour_partly_pruned_is_found(filled: SqliteSt
 
 
 async def test_position_behind_its_decisions_is_found(filled: SqliteStore) -> None:
-    """Deltas would be taken for known ones."""
+    """Nodes would ignore new deltas as known ones."""
     change(filled, "UPDATE history SET seq = seq - 1")
     assert await found(filled) == [
         Difference("position", "seq 2 or more", "seq 1"),
@@ -156,8 +156,8 @@ async def test_position_behind_its_decisions_is_found(filled: SqliteStore) -> No
     ]
 
 
-async def test_difference_says_when_and_what(store: SqliteStore, path: Path) -> None:
-    """The period, its start, and the names; unknown ones as a dash."""
+async def test_difference_has_period_time_and_names(store: SqliteStore, path: Path) -> None:
+    """An unknown name is a dash."""
     assert store.path == path
     await store.commit([[kept(1, model="")]], NOW)
     await fold(store)
@@ -187,7 +187,7 @@ async def test_difference_says_when_and_what(store: SqliteStore, path: Path) -> 
     ],
 )
 async def test_changed_summary_is_found(filled: SqliteStore, statement: str) -> None:
-    """It is not what the rollups of its hour add up to; an hour to be summed again is not."""
+    """It differs from the rollups of its hour; an hour to be summed again does not count."""
     assert await sum_up(filled, NOW + HOUR) > 0
     assert await found(filled) == []
     change(filled, statement)
@@ -199,7 +199,7 @@ async def test_changed_summary_is_found(filled: SqliteStore, statement: str) -> 
         assert await found(filled) == []
 
 
-# -- what no sum shows ----------------------------------------------------------------------------
+# -- rows without a sum ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,15 +238,15 @@ async def test_changed_summary_is_found(filled: SqliteStore, statement: str) -> 
         ),
     ],
 )
-async def test_what_no_sum_shows_is_found(filled: SqliteStore, statement: str, what: str) -> None:
-    """Rows that nothing is compared with, and bytes that cannot be read."""
+async def test_damage_outside_sums_is_found(filled: SqliteStore, statement: str, what: str) -> None:
+    """The damage is in rows that are compared with no others, or in unreadable bytes."""
     assert await sum_up(filled, NOW + HOUR) > 0
     change(filled, statement)
     assert any(one.what.startswith(what) for one in await found(filled))
 
 
-async def test_minutes_that_are_gone_too_early_are_found(store: SqliteStore) -> None:
-    """Retention keeps them for eight days at least, whatever is set."""
+async def test_minutes_that_were_dropped_too_early_are_found(store: SqliteStore) -> None:
+    """Retention keeps them for at least eight days with any setting."""
     now = time.time_ns() // 1000
     await store.commit([[kept(n, decided=now - n * HOUR) for n in range(20)]], now)
     await fold(store)
@@ -258,10 +258,10 @@ async def test_minutes_that_are_gone_too_early_are_found(store: SqliteStore) -> 
     assert (one.what, one.expected) == ("minutes", "those of the last 8 days")
 
 
-async def test_decision_that_moved_a_minute_in_an_hour_partly_pruned_is_found(
+async def test_decision_moved_within_a_partly_pruned_hour_is_found(
     store: SqliteStore,
 ) -> None:
-    """The hour's sums are the same, but the minute it is in now lacks it."""
+    """The hour's sums are equal, but the rollup of the new minute lacks it."""
     await store.commit([[kept(1), kept(2), kept(3)]], NOW)
     assert await store.prune(decisions_before=NOW + 1, minutes_before=0, limit=1) == 1
     assert await found(store) == []
@@ -275,7 +275,7 @@ async def test_decision_that_moved_a_minute_in_an_hour_partly_pruned_is_found(
 
 
 async def test_index_that_lacks_an_entry_is_found(store: SqliteStore) -> None:
-    """All sums are right: only the engine's own check, and a count by the index, see it."""
+    """All sums are right; only SQLite's own check, and a count by the index, show it."""
     await store.commit([[kept(n) for n in range(200)]], NOW)
     await fold(store)
     db = apsw.Connection(str(store.path))
@@ -300,7 +300,7 @@ async def test_index_that_lacks_an_entry_is_found(store: SqliteStore) -> None:
 
 @pytest.mark.parametrize("name", ["decisions", "decisions_id", "rollups"])
 async def test_leaf_pages_that_were_exchanged_are_found(store: SqliteStore, name: str) -> None:
-    """No row is lost, and each page is sound by itself: only its place is wrong."""
+    """No row is lost and each page is valid, but two pages have each other's place."""
     numbers = range(500)
     await store.commit([[kept(n, reason="r" * 200, strategy=f"s{n}") for n in numbers]], NOW)
     await fold(store)
@@ -313,8 +313,8 @@ async def test_leaf_pages_that_were_exchanged_are_found(store: SqliteStore, name
     assert any(one.what == "the database file" for one in differences)
 
 
-async def test_page_that_is_no_page_is_a_difference(store: SqliteStore) -> None:
-    """Not a failure to read: `verify` ends with what it found."""
+async def test_invalid_page_is_a_difference(store: SqliteStore) -> None:
+    """`verify` reports it, and does not fail."""
     await store.commit([[kept(n, reason="r" * 200) for n in range(500)]], NOW)
     db = apsw.Connection(str(store.path))
     root = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'decisions'").get
@@ -330,6 +330,6 @@ async def test_page_that_is_no_page_is_a_difference(store: SqliteStore) -> None:
     await again.close()
 
 
-async def test_it_says_what_it_cannot_detect(store: SqliteStore) -> None:
-    """So nobody takes it for more than it is."""
+async def test_it_says_what_it_cannot_find(store: SqliteStore) -> None:
+    """Users must not expect more of it."""
     assert any("together with every sum" in what for what in store.unverifiable)

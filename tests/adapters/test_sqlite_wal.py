@@ -18,7 +18,7 @@ from tests.support.running_services import until
 
 @pytest.fixture(autouse=True)
 def small_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes megabytes elsewhere takes kilobytes here."""
+    """Limits of megabytes are kilobytes in these tests."""
     monkeypatch.setattr(wal, "CHECKPOINT_PAGES", 20)
     monkeypatch.setattr(wal, "PAGES_TO_NEXT_TRY", 10)
     monkeypatch.setattr(wal, "CUT_BYTES", 200_000)
@@ -27,17 +27,17 @@ def small_logs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def grow(opened: SqliteStore, path: Path, first: int, size: int) -> int:
-    """Commit until the log has a size; return the number of the next decision."""
+    """Commit until the log has this size; return the number of the next decision."""
     while wal_of(path).stat().st_size < size:
         await opened.commit([[kept(first, reason="r" * 400)]], NOW)
         first += 1
     return first
 
 
-async def test_long_reader_is_reported_and_the_log_cut_off_after_it(
+async def test_long_reader_is_reported_and_the_log_cut_after_it(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without another commit, and without a restart; the warning ends with its cause."""
+    """The log is cut without another commit or a restart, and the warning ends."""
     caplog.set_level(logging.WARNING)
     opened = SqliteStore(path)
     await opened.open()
@@ -64,8 +64,8 @@ async def test_long_reader_is_reported_and_the_log_cut_off_after_it(
     await opened.close()
 
 
-async def test_file_that_takes_no_writes_is_reported_as_the_cause(path: Path) -> None:
-    """Decisions are kept in the log meanwhile; then all of it is added to the file."""
+async def test_file_that_cannot_be_written_is_named_as_the_cause(path: Path) -> None:
+    """Decisions stay in the log meanwhile, and are added to the file later."""
     opened = SqliteStore(path)
     await opened.open()
     with immutable(path):
@@ -81,7 +81,7 @@ async def test_file_that_takes_no_writes_is_reported_as_the_cause(path: Path) ->
 
 
 async def test_log_stays_short_without_readers(path: Path) -> None:
-    """It begins anew each time that all of it is in the file."""
+    """It restarts whenever all of it is in the file."""
     opened = SqliteStore(path)
     await opened.open()
     sizes = []
@@ -93,10 +93,10 @@ async def test_log_stays_short_without_readers(path: Path) -> None:
     assert not wal_of(path).exists()
 
 
-async def test_a_large_log_is_no_reason_to_warn_by_itself(
+async def test_a_large_log_alone_causes_no_warning(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One large batch makes one; it is cut off."""
+    """One large batch makes such a log, which is cut afterwards."""
     opened = SqliteStore(path)
     await opened.open()
     await opened.commit([[kept(n, reason="r" * 400) for n in range(3_000)]], NOW)
