@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import pytest
 
 from routecast.client import (
     BadRequest,
+    Health,
     Metrics,
     Refused,
     Source,
@@ -252,3 +253,29 @@ async def test_a_subscription_left_before_its_turn_is_not_sent(server: Server) -
         last = await client.subscribe(interval=FAST)
         await first(last, has(0))
     assert changes == [State.CONNECTED, State.CLOSED]
+
+
+@pytest.mark.parametrize("protocols", [(V1_JSON,), ()])
+async def test_loops_raise_what_on_change_raises(server: Server, protocols: Sequence[str]) -> None:
+    """They do not wait for documents that never come."""
+
+    def fail(_: Health) -> None:
+        raise LookupError("a mistake of the application")
+
+    async with connect(server.url, protocols=protocols, on_change=fail) as client:
+        with pytest.raises(LookupError, match="a mistake"):
+            await first(await client.subscribe(), has(0))
+        if protocols:  # each subscription of the default stream has a connection of its own
+            with pytest.raises(LookupError, match="a mistake"):
+                await first(await client.subscribe(), has(0))
+
+
+async def test_a_client_that_is_not_open_refuses_subscriptions(server: Server) -> None:
+    """Before `async with` and after it, an error says how to open the client."""
+    client = connect(server.url)
+    with pytest.raises(RuntimeError, match="async with"):
+        await client.subscribe()
+    async with client:
+        await first(await client.subscribe(), has(0))
+    with pytest.raises(RuntimeError, match="async with"):
+        await client.history(timedelta(hours=1))

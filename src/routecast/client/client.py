@@ -56,7 +56,7 @@ class Client:
     """A connection to one server, for several subscriptions and histories.
 
     Use it in `async with`, which connects in the background, and closes the connection at the end.
-    Subscribe only within it: outside of it, nothing arrives and loops wait for ever.
+    Subscribe only within it.
 
     If the connection is lost, the client reconnects, and subscriptions resume from their positions.
     If reconnecting cannot help, loops raise an error (see `Feed.__anext__`). If the server does not
@@ -71,7 +71,8 @@ class Client:
         protocols: The subprotocols to offer, the preferred one first. By default these are
             `routecast.v1.msgpack` and `routecast.v1.json`. `()` requests the default stream.
         on_change: Called with the new `health` when the connection is opened or closed, and after
-            each failed attempt. It runs in the event loop, so it must not block and must not raise.
+            each failed attempt. It runs in the event loop, so it must not block. If it raises, it
+            is not called again, and the loops of that connection raise its exception.
 
     Raises:
         BadParameter: `url` is not an address of a server.
@@ -108,8 +109,10 @@ class Client:
         self._tasks: dict[Feed[Any] | None, asyncio.Task[None]] = {}
         self._retries: dict[Feed[Any], asyncio.Task[None]] = {}
         self._error: Exception | None = None
+        self._is_open = False
 
     async def __aenter__(self) -> Self:
+        self._is_open = True
         if not self._uses_default_stream:
             self._tasks[None] = asyncio.create_task(self._run())
         return self
@@ -149,6 +152,9 @@ class Client:
             A subscription to loop over. To end it before the client ends, call its `close`, or use
             it in `async with`. The loop raises BadRequest if the server does not accept an
             argument, or if the client already has 16 subscriptions and followed histories.
+
+        Raises:
+            RuntimeError: The client is not open.
         """
         asked = Subscribe(
             f"s{next(self._numbers)}",
@@ -202,6 +208,9 @@ class Client:
             BadRequest if the server does not accept an argument, or does not speak routecast.v1. If
             the server cannot read the history now, the loop raises Unavailable; with `follow`, the
             client tries again instead.
+
+        Raises:
+            RuntimeError: The client is not open.
         """
         asked = GetHistory(
             f"h{next(self._numbers)}",
@@ -219,6 +228,7 @@ class Client:
 
     async def close(self) -> None:
         """Close the connection; all loops end. `async with` calls it."""
+        self._is_open = False
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -290,6 +300,8 @@ class Client:
     # -- both -----------------------------------------------------------------------------------
 
     async def _add(self, feed: Feed[Any]) -> None:
+        if not self._is_open:
+            raise RuntimeError("the client is not open: use it in `async with`")
         self._feeds[feed.topic] = feed
         if self._error is not None:
             feed.fail(self._error)
@@ -309,9 +321,9 @@ class Client:
 
     def _fail(self, error: Exception) -> None:
         self._error = error
-        self._connection.close()
         for feed in self._feeds.values():
             feed.fail(error)
+        self._connection.close()
 
     # -- the default stream ---------------------------------------------------------------------
 
@@ -342,8 +354,10 @@ class Client:
         return ReconnectingConnection(self._server, url, self._notify, protocols, self._token)
 
     def _notify(self) -> None:
-        if self._on_change is not None:
-            self._on_change(self.health)
+        if (on_change := self._on_change) is not None:
+            self._on_change = None  # it is called no more if it raises
+            on_change(self.health)
+            self._on_change = on_change
 
 
 connect: Final = Client
