@@ -206,7 +206,7 @@ def test_a_flood_of_large_pings_is_cut_off(shared: Server) -> None:
     assert shared.memory() - memory < 4 * MIB
 
 
-def test_one_more_than_the_limit_is_reported(shared: Server) -> None:
+def test_one_frame_over_the_limit_closes_the_connection(shared: Server) -> None:
     """Each ping up to the limit has a pong; the next one closes the connection with 4429."""
     with open_stream(shared.port, "?interval=60") as stream:
         assert stream.frame() is not None

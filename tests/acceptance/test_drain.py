@@ -62,7 +62,7 @@ def test_no_client_delays_the_end(server: Server) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_reader_that_lags_is_reported_too(server: Server) -> None:
+def test_a_slow_reader_gets_the_close_code_too(server: Server) -> None:
     """A slow reader gets the rest of its frame and 1012, and nothing more."""
     server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
     with open_stream(server.port, "?interval=0.1", receive_buffer=4096) as stream:

@@ -23,7 +23,7 @@ def history(server: Server, **asked: Any) -> dict[str, Any]:
     return found
 
 
-def test_what_was_acknowledged_is_reported(server: Server) -> None:
+def test_acknowledged_decisions_are_in_the_history(server: Server) -> None:
     """A history contains each acknowledged decision at once, in its bucket and at its position."""
     now = time.time()
     for number in range(1, 4):

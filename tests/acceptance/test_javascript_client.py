@@ -167,7 +167,7 @@ def test_it_comes_back_after_a_kill_and_misses_nothing(server: Server, project: 
         assert client.total(3)["metrics"]["provider_usage"] == {"gemini": 3}
 
 
-def test_it_is_reported_when_to_come_back(server: Server, project: Path) -> None:
+def test_it_reconnects_at_the_time_of_the_server(server: Server, project: Path) -> None:
     """It reconnects at the time that a stopping server names."""
     server.post(DECISION)
     with FollowerProcess(project, server.url, VIEW) as client:
@@ -224,7 +224,7 @@ def counted(line: dict[str, Any]) -> int | None:
     return history and sum(sum(series["count"]) for series in history["series"])
 
 
-def test_it_is_reported_what_is_wrong_with_a_view(server: Server, project: Path) -> None:
+def test_a_bad_view_is_an_error_with_its_field(server: Server, project: Path) -> None:
     """The error names the field, and the connection stays."""
     with FollowerProcess(project, server.url, {"interval": 0.01}) as client:
         error = client.until(lambda line: "error" in line)["error"]

@@ -225,7 +225,7 @@ async def node(databases: Databases) -> Any:
     await made.store.close()
 
 
-async def test_a_bucket_that_closes_is_reported_with_the_one_that_runs(node: Node) -> None:
+async def test_a_bucket_that_closes_is_sent_with_the_unfinished_one(node: Node) -> None:
     """Two points are sent when a bucket closes, and otherwise nothing."""
     query = history_query(points=30, follow=True)
     await node.commit([kept(1)])
@@ -274,7 +274,7 @@ async def test_a_clock_that_was_ahead_for_a_moment(node: Node, points: int) -> N
     assert chart.points <= points + 1
 
 
-async def test_a_late_decision_is_reported_from_its_bucket_on(node: Node) -> None:
+async def test_a_late_decision_sends_the_buckets_from_its_own_on(node: Node) -> None:
     """All buckets from that one on are sent, with a new series."""
     answer, follow = await node.history.follow(
         history_query(points=30, group_by="strategy", fields=["count"], follow=True)
@@ -315,7 +315,7 @@ async def test_live_state_that_is_behind_is_waited_for(node: Node) -> None:
 
 
 @pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard meanwhile"])
-async def test_what_the_database_knows_more_is_reported_too(node: Node, heard: bool) -> None:
+async def test_buckets_ahead_of_live_state_are_sent_too(node: Node, heard: bool) -> None:
     """Buckets of the database may be ahead of live state; their position is sent with them."""
     query = history_query(start=NOW - 10 * HOUR, points=150, fields=FIELDS, follow=True)
     answer, follow = await node.history.follow(query)

@@ -156,7 +156,7 @@ async def test_ids_belong_to_projects(store: Store) -> None:
     assert_sums(await total(store), decisions)
 
 
-async def test_names_are_reported_apart_by_every_character(store: Store) -> None:
+async def test_names_differ_by_every_character(store: Store) -> None:
     """Case, accents, spaces and quotes count in names and ids."""
     names = ["a", "A", "ä", "a ", " a", "á", "a\u0301", "'", '"', "\\", "a'; --", "☂" * 32, "\t\n"]
     decisions = [kept(0, id=name, strategy=name, model=name, reason=name) for name in names]

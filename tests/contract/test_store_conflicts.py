@@ -25,7 +25,7 @@ def paid(number: int, cost: int | None = 5, **values: Any) -> DecisionRecord:
 
 
 @pytest.mark.parametrize("size", [4, MAX_GROUP + 4], ids=["small", "large"])
-async def test_conflicts_are_reported_from_retries(store: Store, size: int) -> None:
+async def test_conflicts_are_distinguished_from_retries(store: Store, size: int) -> None:
     """Conflicts are counted apart from duplicates, in groups and in large batches."""
     sent = [paid(n) for n in range(size)]
     first = await store.commit([sent], NOW)

@@ -350,7 +350,7 @@ async def test_a_version_is_not_forgotten_before_it_is_sent(fanout: FanoutHarnes
     assert connection.total() == 1
 
 
-async def test_an_interval_is_reported_only_where_it_is_longer(fanout: FanoutHarness) -> None:
+async def test_only_a_longer_interval_is_sent(fanout: FanoutHarness) -> None:
     """A view whose rendering was late, but within its interval, reports no interval."""
     connection = fanout.connect_v1()
     async with fanout.running():
@@ -528,7 +528,7 @@ async def test_a_full_socket_gets_one_delta_from_what_it_has(fanout: FanoutHarne
     assert fanout.count("frames_conflated") == 4
 
 
-async def test_those_who_fell_behind_come_into_step_again(
+async def test_slow_clients_get_the_newest_version_again(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock
 ) -> None:
     """All members get the newest version in the end, and no closed connection is kept."""
@@ -638,7 +638,7 @@ async def test_nothing_is_sent_twice(fanout: FanoutHarness) -> None:
 # -- sources ------------------------------------------------------------------------------------
 
 
-async def test_a_change_of_source_is_reported(fanout: FanoutHarness) -> None:
+async def test_a_change_of_source_is_sent(fanout: FanoutHarness) -> None:
     """Unchanged numbers are sent with their source and age when the source changes, or returns."""
     connection = fanout.connect_v1()
     connection.subscribe(interval=FAST)
@@ -862,7 +862,7 @@ async def test_a_stretched_stream_repeats_its_document(
     assert {message["position"]["seq"] for message in connection.messages()} == {0}
 
 
-async def test_those_who_leave_while_they_wait_are_not_held(fanout: FanoutHarness) -> None:
+async def test_clients_that_leave_while_they_wait_are_freed(fanout: FanoutHarness) -> None:
     """Clients that leave while they wait for rendering time leave nothing behind."""
     fanout.budget.charge(GREEDY, 1_000, fanout.timers.now())
     async with fanout.running():
@@ -879,7 +879,7 @@ async def test_those_who_leave_while_they_wait_are_not_held(fanout: FanoutHarnes
         assert waits.types() == ["snapshot"]
 
 
-async def test_a_first_message_that_cannot_be_made_is_reported(fanout: FanoutHarness) -> None:
+async def test_a_first_message_without_rendering_time_is_an_error(fanout: FanoutHarness) -> None:
     """The subscription stays, and its snapshot comes when there is rendering time."""
     connection = fanout.connect_v1(client=GREEDY)
     others = [fanout.connect_v1(client=GREEDY) for _ in range(MAX_WAITING_PER_CLIENT)]

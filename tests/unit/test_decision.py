@@ -359,7 +359,7 @@ def test_no_price_where_it_would_be_a_guess(bad: str) -> None:
         (',"cost":-1,"provider":""', "provider: must not be empty"),
     ],
 )
-def test_what_a_decision_needs_is_named_with_its_rule(fields: str, error: str) -> None:
+def test_a_missing_field_is_refused_with_its_rule(fields: str, error: str) -> None:
     """A decision without a usable strategy, provider or time is rejected with the rule."""
     assert refusal(fields) == error
 

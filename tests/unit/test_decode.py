@@ -372,13 +372,13 @@ def test_a_bad_decision_costs_no_other(form: str, places: list[int]) -> None:
         f"[{','.join([LEAST % ''] * 3000)}",
     ],
 )
-def test_what_is_no_array_is_refused_whole(body: str) -> None:
+def test_a_broken_array_is_refused_as_a_whole(body: str) -> None:
     """A syntax error at any place refuses the whole array."""
     with pytest.raises(BadBody, match=r"^not (usable )?JSON"):
         decode(body.encode(), lines=False)
 
 
-def test_where_it_is_no_json_is_reported() -> None:
+def test_a_syntax_error_has_its_position() -> None:
     """The error has line and column, also far into the body."""
     body = "[" + ",\n".join([LEAST % ""] * 5000) + ',\n{"strategy" 7}]'
     with pytest.raises(BadBody) as refused:

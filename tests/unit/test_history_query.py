@@ -250,7 +250,7 @@ def test_a_history_that_follows_reaches_to_now() -> None:
     assert plan(asked, NOW).buckets.end * SECOND >= NOW + HOUR
 
 
-def test_what_does_not_matter_to_buckets_does_not_matter() -> None:
+def test_queries_with_equal_buckets_have_equal_plans() -> None:
     """The same query a moment later, within the same bucket, has the same plan."""
     asked = parse_history(urlencode({"points": 10, "fields": "cost,count"}))
     assert plan(asked, NOW) == plan(parse_history("points=10"), NOW + MINUTE // 2)

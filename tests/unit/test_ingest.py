@@ -359,7 +359,7 @@ async def test_check_is_shared_by_all_who_ask_within_a_second(
     other.close()
 
 
-async def test_check_says_what_is_so_now(
+async def test_check_reports_the_present_state(
     ingest: Ingest, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A check reports the present state, and not that of an earlier check."""
@@ -370,7 +370,9 @@ async def test_check_says_what_is_so_now(
     await ingest.check()
 
 
-async def test_only_what_does_not_fit_is_refused(ingest: Ingest, store: SqliteStore) -> None:
+async def test_only_decisions_that_do_not_fit_are_refused(
+    ingest: Ingest, store: SqliteStore
+) -> None:
     """The rest of its batch and group is stored; a repeated batch gets the same answer."""
     await store.commit([[kept(0, cost=2**62)]], NOW)
     first, second = await submit_all(ingest, [1], [2])
@@ -389,7 +391,7 @@ async def test_only_what_does_not_fit_is_refused(ingest: Ingest, store: SqliteSt
     assert_sums((await held(store)).total, counted)
 
 
-async def test_failure_nobody_foresaw_refuses_too(
+async def test_unexpected_failure_refuses_the_batch(
     ingest: Ingest, store: SqliteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its cause goes to the log, not to the client; ingest goes on."""

@@ -244,7 +244,7 @@ async def test_commit_is_current_at_once(node: Node) -> None:
     assert node.sample("position_seq") == 5
 
 
-async def test_followers_are_reported_of_each_new_position(node: Node) -> None:
+async def test_followers_hear_of_each_new_position(node: Node) -> None:
     """Followers hear of a position once it can be read, after a load and after each commit."""
     async with running(node.live.run()):
         await node.live.loaded()

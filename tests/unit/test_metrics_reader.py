@@ -191,7 +191,7 @@ async def test_error_document_when_nothing_is_known(sources: AllSources) -> None
     assert await sources.ask() == (Source.DATABASE, 0)
 
 
-async def test_what_the_database_said_is_cached(
+async def test_snapshot_of_the_database_is_cached(
     sources: AllSources, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first read is a miss and the next a hit; both are logged and counted."""

@@ -310,7 +310,7 @@ def test_hosts_that_no_request_has_are_refused(typed: str, fix: str) -> None:
     assert fix in str(told.value)
 
 
-def test_what_is_read_is_in_its_normal_form() -> None:
+def test_hosts_and_origins_are_normalised() -> None:
     """`Host` and `Origin` are normalised when they are read."""
     assert read_host("[2001:DB8::1]:80") == ("2001:db8::1", 80)
     assert read_host("A.example.") == ("a.example", None)

@@ -272,7 +272,7 @@ async def _descriptor_of(context: ssl.SSLContext | None, certificate: Path) -> i
     return found
 
 
-def test_what_is_to_be_encrypted_goes_no_way_round(certificate: Path) -> None:
+def test_tls_connections_are_never_written_to_directly(certificate: Path) -> None:
     """A TLS transport has no descriptor to send to; a plain one has, in either event loop."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)

@@ -270,7 +270,7 @@ def test_all_doubts_are_reported_at_once() -> None:
     assert re.findall(r"^\w+", str(caught.value), re.MULTILINE) == ["time", "cost", "status"]
 
 
-def test_what_a_person_named_is_taken_as_far_as_it_can_be_read() -> None:
+def test_columns_that_the_user_named_are_read_as_far_as_possible() -> None:
     """A row keeps its time or is refused; other cells that cannot be read are left out."""
     values = ["free", "free", "free", "0.1"]
     assert column("cost", *values, cost="cost")[0] == [None, None, None, Decimal("0.1")]

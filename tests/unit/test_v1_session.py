@@ -270,7 +270,7 @@ def test_an_id_that_is_an_impossible_number_is_a_wrong_id(number: str) -> None:
     assert refused.message == "id: number out of range"
 
 
-def test_a_moment_out_of_range_is_reported_plainly() -> None:
+def test_a_time_out_of_range_is_refused_with_the_rule() -> None:
     """A MessagePack time may be later than the last year that Python knows."""
     far = msgspec.msgpack.Ext(-1, bytes(4) + (2**62).to_bytes(8))
     refused = told({"type": "history", "id": "h", "to": far}, session(MSGPACK))
@@ -278,7 +278,7 @@ def test_a_moment_out_of_range_is_reported_plainly() -> None:
     assert refused.message == "to: must be RFC 3339 with an offset, such as 2026-01-31T12:34:56Z"
 
 
-def test_what_a_connection_asked_for_has_a_bound_in_bytes() -> None:
+def test_subscriptions_of_a_connection_are_limited_in_bytes() -> None:
     """The limit is of bytes in UTF-8, and not of characters."""
     one = session()
     names = [f"{number:02}" + "💣" * 126 for number in range(50)]

@@ -39,7 +39,7 @@ async def test_it_wakes_a_task_earlier(timers: HeldTimers) -> None:
 
 
 async def test_it_wakes_a_task_at_once(timers: HeldTimers) -> None:
-    """A wake before the wait counts, and then no further."""
+    """A wake that comes before the wait counts too, and counts once."""
     wake_timer = WakeTimer(timers)
     wake_timer.wake()
     assert await wake_timer.wait_until(1_005.0) == pytest.approx(-5.0)

@@ -204,7 +204,7 @@ def test_many_parts_come_together_again(stack: ExitStack) -> None:
     assert MAX_PLAN_PARTS < CLIENTS
 
 
-def test_full_and_closed_connections_are_reported_apart(stack: ExitStack) -> None:
+def test_full_and_closed_connections_are_taken_out(stack: ExitStack) -> None:
     """Full ones are returned and closed ones removed; the others stay one part."""
     connections = in_context(stack)
     batch = batch_of(connections)
@@ -224,7 +224,7 @@ def test_full_and_closed_connections_are_reported_apart(stack: ExitStack) -> Non
 
 
 @pytest.mark.parametrize("before", [None, message(0).sent])
-def test_what_was_prepared_is_not_made_again(before: SentMessage | None) -> None:
+def test_a_prepared_message_is_not_compressed_again(before: SentMessage | None) -> None:
     """A large message is compressed in advance; a small or uncompressed one is not."""
     compression = Compression(in_context=True)
     compression.before = before
