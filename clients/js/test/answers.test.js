@@ -88,7 +88,7 @@ for (const { code, outcome } of [...TABLE.close_codes, UNKNOWN]) {
   });
 }
 
-test("a problem document that is cut off, or is not Routecast's, is not final", async (t) => {
+test("a problem document that is truncated, or is not Routecast's, is not final", async (t) => {
   const problem = { "Content-Type": "application/problem+json" };
   const bodies = ['{"title":"No","status":403,"det', '{"title":"No","status":404,"detail":"x"}', '{"detail":"x"}', "[]", "null", ""];
   for (const page of bodies) {
@@ -103,7 +103,7 @@ for (const [words, refuse] of Object.entries({
   "403": { status: 403, page: "" },
   "a page": { status: 200, page: "<h1>Sign in</h1>", headers: { "Content-Type": "text/html" } },
 })) {
-  test(`the reason names a sign-in proxy that answers ${words}`, async (t) => {
+  test(`if a proxy answers ${words}, the reason says to sign in`, async (t) => {
     const server = await ScriptedServer.serve(t, { refuse });
     const { reason } = await follow(t, server.url).state("reconnecting");
     assert.match(reason, /: you may have to sign in again$/);
@@ -111,7 +111,7 @@ for (const [words, refuse] of Object.entries({
   });
 }
 
-test("if OPTIONS is accepted, a failed upgrade is tried again by routecast.v1", async (t) => {
+test("if OPTIONS is accepted, a failed upgrade is tried again with routecast.v1", async (t) => {
   const server = await ScriptedServer.serve(t);
   server.cut = 3;
   const { state, documents } = follow(t, server.url);
@@ -129,8 +129,8 @@ test("the reason of a redirect names the address to use", async (t) => {
   assert.equal(reason, "the server answered 301 to https://metrics.example: use that address");
 });
 
-test("a redirect to TLS on the same host is followed, while that works", async (t) => {
-  const tls = await ScriptedServer.serve(t); // it does not speak TLS, so the first address is tried again, too
+test("if a redirect to TLS on the same host does not answer, the first address is tried again", async (t) => {
+  const tls = await ScriptedServer.serve(t); // it does not speak TLS
   const headers = { Location: `https://127.0.0.1:${tls.port}/ws/metrics` };
   const server = await ScriptedServer.serve(t, { refuse: { status: 308, page: "", headers } });
   const { state } = follow(t, server.url);
@@ -142,7 +142,7 @@ test("a redirect to TLS on the same host is followed, while that works", async (
   await state("connected");
 });
 
-test("an endless answer is cut off", async (t) => {
+test("an endless answer is not read to its end", async (t) => {
   const site = createServer((request, response) => {
     response.writeHead(403, { "Content-Type": "application/problem+json" });
     const more = () => response.destroyed || (response.write("x".repeat(65_536)), setImmediate(more));

@@ -50,7 +50,7 @@ test("snapshots and deltas make documents", async (t) => {
   });
 });
 
-test("a listener gets the present state at once, whenever it is added", async (t) => {
+test("a listener gets the present state when it is added", async (t) => {
   const server = await ScriptedServer.serve(t);
   const { client, state } = open(t, server);
   assert.deepEqual((({ name, again }) => [name, again])(await state("connecting")), ["connecting", false]);
@@ -159,7 +159,7 @@ test("a loop over a refused subscription throws", async (t) => {
   await assert.rejects(subscription[Symbol.asyncIterator]().next(), { code: "bad_request", message: "interval: must be …" });
 });
 
-test("a retryable error is reported, and the subscription stays", async (t) => {
+test("the listener gets a retryable error, and the subscription stays", async (t) => {
   const server = await ScriptedServer.serve(t);
   const { client } = open(t, server);
   const { documents, errors } = follow(client);
@@ -220,7 +220,7 @@ test("after 4401 the client does not reconnect with the same token", async (t) =
   assert.equal((await state("closed")).reason, "the server refused the token, and there is no other");
 });
 
-test("a silent server is pinged, then stale, then left", async (t) => {
+test("a silent server is pinged, then stale, and then disconnected", async (t) => {
   const server = await ScriptedServer.serve(t);
   const { client, state } = open(t, server, { patience: 50 });
   follow(client);
@@ -237,7 +237,7 @@ test("a silent server is pinged, then stale, then left", async (t) => {
   await server.subscriber();
 });
 
-test("a refusal is final, and its reason has the server's words", async (t) => {
+test("a refusal is final, and its reason has the server's text", async (t) => {
   const refuse = { status: 403, body: { title: "Forbidden", status: 403, detail: "Origin 'x' may not connect" } };
   const server = await ScriptedServer.serve(t, { refuse });
   const { state } = open(t, server);
@@ -257,7 +257,7 @@ test("a server without room says when to reconnect", async (t) => {
   assert.ok(wait > 6_900 && wait <= 7_000 + QUICK.longestDelay, `${wait}`);
 });
 
-test("attempts to reach an absent server come less and less often", async (t) => {
+test("delays between attempts to reach an absent server grow", async (t) => {
   stopClock(t);
   t.mock.method(Math, "random", () => 1);
   const server = await ScriptedServer.serve(t);
@@ -288,7 +288,7 @@ test("a document resets the delays", async (t) => {
   assert.ok((await state("reconnecting")).wait < 10.1);
 });
 
-test("documents never go back in time, though another node may be behind", async (t) => {
+test("documents never go back in time, although another node may lag", async (t) => {
   const server = await ScriptedServer.serve(t);
   const { client } = open(t, server);
   const { documents } = follow(client);
@@ -302,7 +302,7 @@ test("documents never go back in time, though another node may be behind", async
   assert.equal((await documents.next()).metrics.total_decisions, 10);
 });
 
-test("delays are random, from 0 to their bound", async (t) => {
+test("delays are random, from 0 to their limit", async (t) => {
   const { retryDelay } = await import("../connection.js");
   const bounds = { firstDelay: 100, longestDelay: 1_000 };
   const first = Array.from({ length: 1_000 }, () => retryDelay(0, bounds));
@@ -310,7 +310,7 @@ test("delays are random, from 0 to their bound", async (t) => {
   assert.ok(Array.from({ length: 100 }, () => retryDelay(50, bounds)).every((delay) => delay <= 1_000));
 });
 
-test("a message that is not JSON ends the connection, not the client", async (t) => {
+test("a message that is not JSON ends the connection, and the client reconnects", async (t) => {
   const server = await ScriptedServer.serve(t);
   const { client, state } = open(t, server);
   follow(client);
@@ -330,7 +330,7 @@ test("messages of unknown types are ignored", async (t) => {
   assert.equal((await documents.next()).metrics.total_decisions, 1);
 });
 
-// -- a server that has the default stream only ---------------------------------------------------
+// -- a server with the default stream only --------------------------------------------------------
 
 test("if the server does not know routecast.v1, the client uses the default stream", async (t) => {
   const server = await ScriptedServer.serve(t, { v1: false });
@@ -357,7 +357,7 @@ async function defaultStream(server) {
   }
 }
 
-test("on the default stream each subscription has a connection, and ends with it", async (t) => {
+test("on the default stream, each subscription has its own connection, which it closes at its end", async (t) => {
   const server = await ScriptedServer.serve(t, { v1: false });
   const { client } = open(t, server);
   const first = follow(client, { interval: 1 });

@@ -34,7 +34,7 @@ async function requested(server) {
 const minute = (number) => new Date(Date.UTC(2026, 0, 31, 12, number)).toISOString();
 const counts = ({ series }) => Object.fromEntries(series.map(({ key, count }) => [key, count]));
 
-test("a history without follow is requested once, and comes once", async (t) => {
+test("a history without follow is requested and answered once", async (t) => {
   const view = { from: new Date(0), to: "2026-01-31T00:00:00Z", group_by: "strategy", fields: ["count"], filter: { project: ["a"] } };
   const { server, client, subscription } = await follow(t, view);
   const loop = subscription[Symbol.asyncIterator]();
@@ -64,7 +64,7 @@ test("later buckets replace held ones, and the newest are kept", async (t) => {
   assert.deepEqual([moved.from, moved.points, counts(moved)], [minute(1), 4, { all: [2, 4, 7, 8] }]);
 });
 
-test("a series that comes later was empty before, and one that is not histories is empty now", async (t) => {
+test("a series that begins later was empty before, and one that an update leaves out is empty in it", async (t) => {
   const { server, histories } = await follow(t, { from: minute(0), follow: true });
   const { answer } = await requested(server);
   answer(minute(0), [{ key: "old", count: [1, 2], cost: [1, 2] }]);
@@ -91,7 +91,7 @@ for (const [what, from, options] of [
   });
 }
 
-test("after a loss, the kept buckets and those since are requested", async (t) => {
+test("after a loss, the client requests the kept buckets and those since", async (t) => {
   const now = Math.floor(Date.now() / MINUTE_MS) * MINUTE_MS;
   const ago = (minutes) => new Date(now - minutes * MINUTE_MS).toISOString();
   const { server, histories } = await follow(t, { from: ago(500), points: 5, follow: true });
@@ -119,7 +119,7 @@ test("after a retryable error a history is requested again", async (t) => {
   assert.deepEqual(counts(await histories.next()), { all: [1] });
 });
 
-test("on the default stream a history waits, with one error", async (t) => {
+test("on the default stream, a history waits and gives one error", async (t) => {
   const view = { from: minute(0), follow: true };
   const { server, client, histories, errors } = await follow(t, view, { v1: false });
   const { code, retryable } = await errors.next();
@@ -144,7 +144,7 @@ test("on the default stream a history waits, with one error", async (t) => {
   assert.equal(errors.size, 0);
 });
 
-test("a history comes although the first handshakes are lost on the way", async (t) => {
+test("a history comes although the first handshakes are lost", async (t) => {
   const server = await ScriptedServer.serve(t);
   server.cut = 2;
   const client = connect(server.url, { firstDelay: 10, longestDelay: 10, WebSocket });

@@ -65,7 +65,7 @@ test("components of one server share a connection, and those of one view a subsc
   assert.equal(server.connections, 0);
 });
 
-test("another view is another subscription on the same connection, and the old one ends", async (t) => {
+test("another view subscribes on the same connection, and the old subscription ends", async (t) => {
   const server = await ScriptedServer.serve(t);
   const shown = new Queue();
   const { update } = render(t, { url: server.url, shown, window: "1h" });
@@ -78,7 +78,7 @@ test("another view is another subscription on the same connection, and the old o
   assert.equal((await connection.next("unsubscribe")).id, id);
 });
 
-test("unmounting and mounting at once costs no connection", async (t) => {
+test("a component that unmounts and soon mounts again keeps its connection", async (t) => {
   const server = await ScriptedServer.serve(t);
   const shown = new Queue();
   const { update } = render(t, { url: server.url, shown });
@@ -86,7 +86,7 @@ test("unmounting and mounting at once costs no connection", async (t) => {
   connection.snapshot(id, 1, { total_decisions: 1 });
   await shown.next(total(1));
   update();
-  await new Promise((resolve) => setTimeout(resolve, 50)); // as from one page to the next
+  await new Promise((resolve) => setTimeout(resolve, 50)); // as between two pages
   update({ url: server.url, shown });
   assert.equal((await shown.next()).metrics.total_decisions, 1);
   connection.delta(id, 1, 2, { total_decisions: 2 });

@@ -39,7 +39,7 @@ for (const [i, { before, patch, after }] of named("patches").patches.entries()) 
 }
 
 for (const { name, message, before, after } of [...golden("snapshot"), ...golden("delta")]) {
-  test(`${name} is shown`, async (t) => {
+  test(`the listener gets the document of ${name}`, async (t) => {
     const { connection, id, events } = await follow(t);
     if (before) {
       const { position, base } = message;
@@ -55,7 +55,7 @@ for (const { name, message, before, after } of [...golden("snapshot"), ...golden
 }
 
 for (const { name, message } of golden("hello")) {
-  test(`${name} means connected`, async (t) => {
+  test(`after ${name} the client is connected`, async (t) => {
     const { connection, events } = await follow(t);
     connection.send(message);
     const { state } = await events.next(({ state }) => state);
@@ -64,7 +64,7 @@ for (const { name, message } of golden("hello")) {
 }
 
 for (const { name, message } of golden("error").filter(({ message }) => message.id)) {
-  test(`${name} is reported`, async (t) => {
+  test(`the listener gets ${name}`, async (t) => {
     const { connection, id, events } = await follow(t);
     connection.send({ ...message, id });
     const { code, message: words, retryable } = (await events.next(({ error }) => error)).error;
@@ -115,7 +115,7 @@ test("the client sends unsubscribe when a subscription ends", async (t) => {
   assert.deepEqual(await connection.next(), { ...named("unsubscribe").message, id });
 });
 
-test("the client sends ping into silence, and pong answers it", async (t) => {
+test("the client sends ping to a silent server, and pong keeps the connection", async (t) => {
   const { connection, events } = await follow(t);
   connection.send(named("hello").message);
   for (let i = 0; i < 3; i++) {
