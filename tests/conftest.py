@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.interrupts import children_heed_ctrl_c
+from tests.support.interrupts import children_react_to_ctrl_c
 from tests.support.needs import list_skipped, skip_without
 from tests.support.pgbouncer import PgBouncer, program
 from tests.support.postgres import GIVEN, Postgres, available, running
@@ -17,8 +17,8 @@ from tests.support.server import Edge, Server
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`make test` runs pytest twice, and ends with one list."""
-    told = "list at the end also what the run before skipped"
+    """Add `--go-on-skipped`: `make test` runs pytest twice, and ends with one list."""
+    told = "list at the end also the tests that the run before skipped"
     parser.addoption("--go-on-skipped", action="store_true", help=told)
 
 
@@ -26,41 +26,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> Generator[None]:
-    """End with what was skipped, and how to enable it."""
+    """List skipped tests at the end, with how to enable them."""
     yield
     list_skipped(terminalreporter, config, go_on=config.getoption("--go-on-skipped"))
 
 
-# What a person may have set, and what commands would heed.
-_HEEDED = {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
-# What would have each server that is started compile anew all that it imports.
+# Variables that a user may have set, and that commands would obey.
+_OBEYED = {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+# With this variable, each started server would compile everything that it imports.
 _SLOW = {"PYTHONDONTWRITEBYTECODE"}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_environment() -> Iterator[None]:
-    """Commands find the same width, colours and settings on whatever terminal the tests run."""
+    """Give commands the same width, colours and settings on any terminal."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")
         patch.setenv("LINES", "24")
         for name in os.environ:
             if name.startswith("ROUTECAST_TEST_"):  # for the tests themselves
                 continue
-            if name in _HEEDED | _SLOW or name.startswith("ROUTECAST_"):
+            if name in _OBEYED | _SLOW or name.startswith("ROUTECAST_"):
                 patch.delenv(name)
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _children_heed_ctrl_c() -> Iterator[None]:
-    """Commands can be interrupted, also where the tests run in the background."""
-    with children_heed_ctrl_c():
+def _children_react_to_ctrl_c() -> Iterator[None]:
+    """Let tests interrupt commands, also if they run in the background."""
+    with children_react_to_ctrl_c():
         yield
 
 
 @pytest.fixture(scope="session")
 def edge() -> Edge:
-    """How WebSockets are served. Tests of streams run with both, by a fixture in their place."""
+    """The edge that serves WebSockets; tests of streams override this fixture and run with both."""
     return "native"
 
 
@@ -73,7 +73,7 @@ def server(tmp_path: Path, edge: Edge) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Redis that tests share, each under a prefix of its own."""
+    """The URL of a Redis that tests share, each with its own prefix."""
     if given := given_url():
         yield given
     else:
@@ -92,7 +92,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def pgbouncer(postgres: Postgres) -> Iterator[PgBouncer]:
-    """A pooler that gives each transaction the session of the server that is free."""
+    """A pooler that gives each transaction any free session of the server."""
     if program() is None:
         skip_without("PgBouncer", "apt install pgbouncer")
     limits = {"default_pool_size": 2, "server_idle_timeout": 1}
@@ -102,7 +102,7 @@ def pgbouncer(postgres: Postgres) -> Iterator[PgBouncer]:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A certificate for this machine that nobody has signed but itself, with its key."""
+    """A self-signed certificate for this machine, with its key."""
     if shutil.which("openssl") is None:
         skip_without("openssl", "apt install openssl")
     made = tmp_path / "both.pem"

@@ -1,4 +1,4 @@
-"""`/ws/metrics` as the first dashboards used it: a real server, a real socket."""
+"""`/ws/metrics` as the first dashboards use it, on a real server and a real socket."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ from routecast.adapters.store.sqlite import SqliteStore
 from routecast.server.app import Engines
 from routecast.server.config import Settings
 from tests.support.clock import HeldClock
-from tests.support.in_process_server import InsideServer
+from tests.support.in_process_server import InProcessServer
 from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive, receive_until
 
@@ -50,7 +50,7 @@ def edge(request: pytest.FixtureRequest) -> Edge:
 
 
 async def test_websocket_endpoint_exists(server: Server) -> None:
-    """The endpoint upgrades a plain request to a WebSocket, with no subprotocol."""
+    """The endpoint upgrades a plain request to a WebSocket without a subprotocol."""
     async with connect(server.ws_url) as stream:
         assert stream.response is not None
         assert stream.response.status_code == 101
@@ -58,7 +58,7 @@ async def test_websocket_endpoint_exists(server: Server) -> None:
 
 
 async def test_websocket_receives_initial_metrics(server: Server) -> None:
-    """The whole document comes at once, whatever the interval, its keys in contract order."""
+    """The whole document comes at once with any interval, its keys in the contract's order."""
     server.post(DECISIONS)
     started = time.monotonic()
     async with connect(f"{server.ws_url}?interval=60") as stream:
@@ -79,7 +79,7 @@ async def test_websocket_receives_initial_metrics(server: Server) -> None:
 
 
 async def test_websocket_periodic_updates_every_5_seconds(server: Server) -> None:
-    """With no interval asked for, frames are five seconds apart, from the first one on."""
+    """Without an interval in the query, frames are five seconds apart."""
     async with connect(server.ws_url) as stream:
         arrivals, totals = [], []
         for _ in range(3):
@@ -92,7 +92,7 @@ async def test_websocket_periodic_updates_every_5_seconds(server: Server) -> Non
 
 
 async def test_websocket_multiple_concurrent_connections(server: Server) -> None:
-    """A hundred streams all get the same numbers, from a handful of renders."""
+    """A hundred streams get the same numbers from at most two renders."""
     async with asyncio.TaskGroup() as group:
         opening = [
             group.create_task(connect(f"{server.ws_url}?interval=0.2").__aenter__())
@@ -113,11 +113,11 @@ async def test_websocket_multiple_concurrent_connections(server: Server) -> None
         r"^routecast_renders_total (\d+)", server.http.get("/metrics").text, re.MULTILINE
     )
     assert renders is not None
-    assert int(renders[1]) <= 2  # nothing yet, and then all three
+    assert int(renders[1]) <= 2  # one without decisions, and one with all three
 
 
 async def test_websocket_graceful_disconnect(server: Server) -> None:
-    """A client that closes is told goodbye and forgotten; others go on."""
+    """A client that closes is answered and no longer counted; others go on."""
     async with connect(f"{server.ws_url}?interval=0.1") as other:
         stream = await connect(server.ws_url)
         await receive(stream)
@@ -133,13 +133,13 @@ async def test_websocket_graceful_disconnect(server: Server) -> None:
 async def test_websocket_uses_redis_cache(
     tmp_path: Path, edge: Edge, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When live state cannot be trusted, numbers come from the cache; and then the last known."""
+    """Without live state, numbers come from the cache, and then from the last document."""
     caplog.set_level(logging.INFO, "routecast")
-    clock, held = SystemClock(), HeldClock()  # what is cached expires when the test says so
+    clock, held = SystemClock(), HeldClock()  # snapshots expire by the held one
     store = SqliteStore(tmp_path / "routecast.db")
     cache = MemoryCache(held, 30)
     engines = Engines(store, cache, MemoryBus(), MemoryCluster(), clock, GenaiPrices())
-    with InsideServer(Settings(), engines, edge) as server:
+    with InProcessServer(Settings(), engines, edge) as server:
         async with connect(f"{server.ws_url}?interval=0.1") as stream:
             before = await receive(stream)
             server.call(store.close())
@@ -157,10 +157,10 @@ async def test_websocket_uses_redis_cache(
 
 
 async def test_websocket_error_handling_on_invalid_data(tmp_path: Path, edge: Edge) -> None:
-    """With nothing to read from, the error document comes and the stream stays; then it heals."""
+    """Without a source the stream stays open with error documents, and later gets numbers."""
     server = Server(tmp_path, edge=edge)
     holder = sqlite3.connect(server.database, isolation_level=None)
-    holder.execute("BEGIN EXCLUSIVE")  # a real lock: nobody else can open the database
+    holder.execute("BEGIN EXCLUSIVE")  # a real lock, which closes the database to others
     server.launch()
     server.wait_for("/health", 503)
     try:
@@ -186,7 +186,7 @@ async def test_websocket_error_handling_on_invalid_data(tmp_path: Path, edge: Ed
 
 
 async def test_websocket_connection_manager_tracking(server: Server) -> None:
-    """Each connection is counted while it is open, and the log tells the count."""
+    """Each connection counts while it is open, and the log has the count."""
     first = await connect(server.ws_url)
     await receive(first)
     second = await connect(server.ws_url)
@@ -205,7 +205,7 @@ async def test_websocket_connection_manager_tracking(server: Server) -> None:
 
 
 async def test_websocket_sends_valid_json(server: Server) -> None:
-    """Every frame is a text message with strict JSON, whatever the names are."""
+    """Every frame is a text message with strict JSON, with any names."""
     odd = {"strategy": 'a"\\</script>', "provider": "Größe-😀", "cost": 0}
     server.post(odd)
     async with connect(f"{server.ws_url}?interval=0.1") as stream:
@@ -218,7 +218,7 @@ async def test_websocket_sends_valid_json(server: Server) -> None:
 
 
 async def test_websocket_timestamp_format(server: Server) -> None:
-    """Times are RFC 3339 in UTC with microseconds, and each frame has its own."""
+    """Timestamps are RFC 3339 in UTC with microseconds, and each frame has a later one."""
     async with connect(f"{server.ws_url}?interval=0.1") as stream:
         times = [(await receive(stream))["timestamp"] for _ in range(4)]
     for text in times:

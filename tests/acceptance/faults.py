@@ -59,7 +59,7 @@ def equal_within(seconds: float, nodes: Iterable[Server], total: int) -> None:
         totals
     ):
         assert time.monotonic() < deadline, f"{totals} of {total}"
-        time.sleep(0.02)  # between two questions; the answer is the event
+        time.sleep(0.02)  # time between two checks; the answer is the event
 
 
 async def unnoticed(ledger: Ledger) -> None:

@@ -335,7 +335,7 @@ def test_a_producer_outlives_its_server(server: Server) -> None:
     with producer(server.url) as running:
         running.write(json.dumps(DECISION))
         while not total(server):
-            time.sleep(0.02)  # between two questions; the answer is the event
+            time.sleep(0.02)  # time between two checks; the answer is the event
         server.kill()
         running.write(*[json.dumps(DECISION)] * 10)
         running.wait_for("no answer.*trying again in")

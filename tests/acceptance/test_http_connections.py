@@ -18,7 +18,7 @@ from routecast.adapters.store.sqlite import SqliteStore
 from routecast.edge.http import http_edge
 from routecast.server.app import Engines
 from routecast.server.config import Settings
-from tests.support.in_process_server import InsideServer
+from tests.support.in_process_server import InProcessServer
 from tests.support.raw import RawConnection
 from tests.support.server import Server
 
@@ -229,7 +229,7 @@ def test_announced_bytes_are_no_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
     """Connections that announce bodies and send none take no room from others."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES", 200_000)
     with (
-        InsideServer(Settings(), engines(tmp_path), "native") as server,
+        InProcessServer(Settings(), engines(tmp_path), "native") as server,
         ExitStack() as connections,
     ):
         for _ in range(50):
@@ -246,7 +246,7 @@ def test_unfinished_bodies_make_room(
 ) -> None:
     """Over the limit of bytes, the oldest unfinished body is refused; whole bodies are accepted."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES", 200_000)
-    with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
+    with InProcessServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
         connections = [stack.enter_context(RawConnection(server.port)) for _ in range(10)]
         for connection in connections:
             connection.send(post(60_000, b" " * 50_000, more))
@@ -266,7 +266,7 @@ def test_large_bodies_leave_room_for_small_ones(
 ) -> None:
     """Large bodies have a limit of their own."""
     monkeypatch.setattr(http_edge, "MAX_LARGE_BYTES", MIB)
-    with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
+    with InProcessServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
         connections = [stack.enter_context(RawConnection(server.port)) for _ in range(3)]
         small = stack.enter_context(RawConnection(server.port))
         small.send(post(60_000, b" " * 50_000))
@@ -280,7 +280,7 @@ def test_large_bodies_leave_room_for_small_ones(
 def test_an_address_has_its_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a trusted proxy the client's address counts; its oldest body makes room."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES_OF_ADDRESS", 100_000)
-    with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
+    with InProcessServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
 
         def send(client: str) -> RawConnection:
             connection = stack.enter_context(RawConnection(server.port))
@@ -299,7 +299,7 @@ def test_connections_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """An address that opens very many loses its oldest connections, and is still served."""
     monkeypatch.setattr(http_edge, "MAX_WAITING_OF_ADDRESS", 5)
     settings = Settings(trusted_proxies="192.0.2.7")
-    with InsideServer(settings, engines(tmp_path), "native") as server, ExitStack() as stack:
+    with InProcessServer(settings, engines(tmp_path), "native") as server, ExitStack() as stack:
         connections = [stack.enter_context(RawConnection(server.port)) for _ in range(8)]
         assert [connection.answer().status for connection in connections[:3]] == [503] * 3
         for connection in connections[3:]:
@@ -310,7 +310,7 @@ def test_connections_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_trusted_proxy_may_open_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy's connections are those of all its clients, so it has no limit."""
     monkeypatch.setattr(http_edge, "MAX_WAITING_OF_ADDRESS", 5)
-    with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
+    with InProcessServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
         for connection in [stack.enter_context(RawConnection(server.port)) for _ in range(20)]:
             connection.send(request("GET", "/health"))
             assert connection.answer().status == 200
@@ -322,7 +322,7 @@ def test_open_files_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     probe = os.dup(0)
     os.close(probe)
     with (
-        InsideServer(Settings(), engines(tmp_path), "native", files=probe + 100) as server,
+        InProcessServer(Settings(), engines(tmp_path), "native", files=probe + 100) as server,
         ExitStack() as stack,
     ):
         connections = [stack.enter_context(RawConnection(server.port)) for _ in range(60)]

@@ -134,6 +134,6 @@ def test_commits_show_in_windows_from_the_database(node: tuple[Server, list[Fact
             assert time.monotonic() < deadline, seen
             answer = server.http.get("/routing/metrics?fields=total_decisions&window=7d")
             seen.append(answer.json()["total_decisions"])
-            time.sleep(0.05)  # between two questions; the answer is the event
+            time.sleep(0.05)  # time between two checks; the answer is the event
     assert seen == sorted(seen)
     assert seen[-1] == before + 3

@@ -11,7 +11,7 @@ import pytest
 
 from routecast.client import Metrics, Recorder, stream
 from tests.support.command import routecast
-from tests.support.nginx import Answering
+from tests.support.nginx import CustomNginx
 from tests.support.node import FollowerProcess, modules
 from tests.support.ports import free_port
 from tests.support.scripted_server import until
@@ -58,7 +58,7 @@ def test_a_recorder_waits_until_it_is_let_through(
 ) -> None:
     """All decisions arrive once when the proxy lets them through; one log line has its answer."""
     port = free_port()
-    proxy = Answering(tmp_path / "nginx", port, listening(port, ANSWERS[answer]))
+    proxy = CustomNginx(tmp_path / "nginx", port, listening(port, ANSWERS[answer]))
     with proxy, Recorder(proxy.url, linger=0) as recorder:
         for _ in range(50):
             recorder.record(DECISION)
@@ -68,7 +68,7 @@ def test_a_recorder_waits_until_it_is_let_through(
         met(lambda: any(words in r.getMessage() for r in list(caplog.records)))
         warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         assert sum(words in line for line in warned) == 1
-        proxy.say(listening(port, f"location / {{ {passing(server)} }}"))
+        proxy.serve(listening(port, f"location / {{ {passing(server)} }}"))
         assert recorder.flush(WAIT_SECONDS)
         assert (recorder.counters.sent, recorder.counters.dropped) == (50, 0)
     assert server.metrics()["total_decisions"] == 50
@@ -81,12 +81,12 @@ async def test_a_stream_waits_until_it_is_let_through(
     """A proxy's answers never end a stream, and are logged once."""
     server.post([DECISION] * 3)
     port = free_port()
-    with Answering(tmp_path / "nginx", port, listening(port, ANSWERS[answer])) as proxy:
+    with CustomNginx(tmp_path / "nginx", port, listening(port, ANSWERS[answer])) as proxy:
         async with aclosing(stream(proxy.url)) as metrics:
             task = asyncio.ensure_future(first(metrics))
             words = f"it answered {answer} "
             await until(lambda: any(words in r.getMessage() for r in caplog.records))
-            proxy.say(listening(port, f"location / {{ {passing(server)} }}"))
+            proxy.serve(listening(port, f"location / {{ {passing(server)} }}"))
             assert await task == 3
     warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert sum("it answered" in line for line in warned) == 1
@@ -112,7 +112,7 @@ async def test_a_redirect_to_tls_on_the_same_host_is_followed(
     """Producers, streams and commands follow it, as POST; one log line has the new address."""
     port, tls = free_port(), free_port()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with Answering(tmp_path / "nginx", port, moved(port, tls, certificate, server)) as proxy:
+    with CustomNginx(tmp_path / "nginx", port, moved(port, tls, certificate, server)) as proxy:
         with Recorder(proxy.url, linger=0) as recorder:
             for _ in range(3):
                 recorder.record(DECISION)
@@ -145,7 +145,7 @@ def test_the_javascript_client_follows_it_too(
     (installed / "client").symlink_to(modules().parent)
     (folder / "node_modules" / "ws").symlink_to(modules() / "ws")
     with (
-        Answering(tmp_path / "nginx", port, moved(port, tls, certificate, server)) as proxy,
+        CustomNginx(tmp_path / "nginx", port, moved(port, tls, certificate, server)) as proxy,
         FollowerProcess(folder, proxy.url, {"interval": 0.1}) as client,
     ):
         client.total(3)

@@ -39,7 +39,7 @@ def wait_for(recorder: Recorder, name: str, least: int = 1) -> Counters:
     deadline = time.monotonic() + WAIT_SECONDS
     while getattr(counters := recorder.counters, name) < least:
         assert time.monotonic() < deadline, counters
-        time.sleep(0.005)  # between two questions; the answer is the event
+        time.sleep(0.005)  # time between two checks; the answer is the event
     return counters
 
 

@@ -64,7 +64,7 @@ def wait_until(good: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not good():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)  # between two questions; the answer is the event
+        time.sleep(0.01)  # time between two checks; the answer is the event
 
 
 # -- real input ---------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from routecast.adapters.store.sqlite import SqliteStore
 from routecast.edge import sse
 from routecast.server.app import Engines
 from routecast.server.config import Settings
-from tests.support.in_process_server import InsideServer
+from tests.support.in_process_server import InProcessServer
 from tests.support.raw import RawConnection
 from tests.support.server import Server
 from tests.support.stream import Document
@@ -114,7 +114,7 @@ def test_a_quiet_stream_has_comments(tmp_path: Path, monkeypatch: pytest.MonkeyP
         store, MemoryCache(clock, 4), MemoryBus(), MemoryCluster(), clock, GenaiPrices()
     )
     with (
-        InsideServer(Settings(), engines) as server,
+        InProcessServer(Settings(), engines) as server,
         httpx2.stream("GET", f"{server.url}/sse/metrics?interval=60") as answer,
     ):
         lines = answer.iter_lines()

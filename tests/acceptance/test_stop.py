@@ -52,7 +52,7 @@ def stop_while_waiting(server: Server) -> list[httpx2.Response]:
         everything = sum(map(len, batches()))
         while server.instrument("routecast_ingest_queue_decisions") < everything:
             assert not any(answer.done() for answer in answers)
-            time.sleep(0.05)  # between two questions; the answer is the event
+            time.sleep(0.05)  # time between two checks; the answer is the event
         started = time.monotonic()
         server.terminate()
         assert server.wait() == 0
@@ -109,7 +109,7 @@ def test_stop_while_a_commit_ends_is_answered_right(server: Server) -> None:
         answer = pool.submit(httpx2.post, f"{server.url}/v1/decisions", json=[GOOD], timeout=60)
         while not server.instrument("routecast_ingest_queue_decisions"):
             assert not answer.done()
-            time.sleep(0.05)  # between two questions; the answer is the event
+            time.sleep(0.05)  # time between two checks; the answer is the event
         server.terminate()
     assert answer.result().status_code == 200
     assert server.wait() == 0

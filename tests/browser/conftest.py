@@ -18,14 +18,14 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    # A name that stands for this machine, as behind a proxy.
+    # A name that leads to this machine, as behind a proxy.
     "--host-resolver-rules=MAP metrics.example 127.0.0.1",
 ]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A real Chromium, without a window."""
+    """Chromium without a window."""
     if CHROMIUM is None:
         skip_without("Chromium", "apt install chromium")
     with sync_playwright() as playwright:
@@ -36,12 +36,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def tab(browser: Browser) -> Iterator[Tab]:
-    """A tab of its own, wide as a desk's."""
+    """A new tab of the width of a desktop."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     tab = Tab(context.new_page())
     page = tab.page
-    page.on("console", lambda message: tab.complaints.append(message.text))
-    page.on("pageerror", lambda error: tab.complaints.append(str(error)))
+    page.on("console", lambda message: tab.errors.append(message.text))
+    page.on("pageerror", lambda error: tab.errors.append(str(error)))
     page.on("request", lambda request: tab.hosts.add(urlsplit(request.url).netloc))
     page.on("websocket", lambda socket: tab.hosts.add(urlsplit(socket.url).netloc))
     yield tab

@@ -13,7 +13,7 @@ from tests.support.tab import Tab
 DECISION = {"strategy": "hybrid", "provider": "gemini"}
 GIVEN = {"options": {"firstDelay": 100, "longestDelay": 100}, "view": {"interval": 0.1}}
 
-# Both put all that they hear into a list of the page.
+# Both scripts append all events to a list of the page.
 IN_THE_PAGE = """async ({ url, options, view }) => {
     const { connect } = await import("/client/routecast.js");
     globalThis.heard = [];
@@ -33,13 +33,13 @@ both = pytest.mark.parametrize("script", [IN_THE_PAGE, IN_A_WORKER], ids=["page"
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    """A site with the client on it."""
+    """The address of a site with the client."""
     with plain_server() as address:
         yield address
 
 
 def wait_for(page: Page, condition: str) -> Any:
-    """Wait until a line was heard for which an expression of `line` is true; return the last."""
+    """Wait for a line with which a JavaScript condition on `line` is true; return the last one."""
     find = f"() => heard.findLast((line) => {condition})"
     try:
         return page.wait_for_function(find, timeout=20_000).json_value()
@@ -48,8 +48,8 @@ def wait_for(page: Page, condition: str) -> Any:
 
 
 @both
-def test_it_follows_and_comes_back(server: Server, site: str, tab: Tab, script: str) -> None:
-    """Over routecast.v1, through a kill of the server."""
+def test_it_follows_and_reconnects(server: Server, site: str, tab: Tab, script: str) -> None:
+    """It uses routecast.v1, also after the server was killed."""
     server.post(DECISION)
     tab.page.goto(site)
     tab.page.evaluate(script, {**GIVEN, "url": server.url})
@@ -66,8 +66,8 @@ def test_it_follows_and_comes_back(server: Server, site: str, tab: Tab, script: 
 
 
 @both
-def test_it_makes_do_with_the_default_stream(site: str, tab: Tab, script: str) -> None:
-    """A browser lets no subprotocol go unanswered; the client asks why, and asks for none."""
+def test_it_falls_back_to_the_default_stream(site: str, tab: Tab, script: str) -> None:
+    """A browser refuses an answer without the subprotocol; the client then asks for none."""
     tab.page.goto(site)
     tab.page.evaluate(script, {**GIVEN, "url": site})
     connected = wait_for(tab.page, "line.state?.name === 'connected'")
@@ -78,7 +78,7 @@ def test_it_makes_do_with_the_default_stream(site: str, tab: Tab, script: str) -
 
 
 def test_a_machine_that_slept_connects_again(server: Server, site: str, tab: Tab) -> None:
-    """Seen again after longer than a server is ever silent, a connection is held for dead."""
+    """A connection is considered dead after a time in which a server always sends something."""
     tab.page.goto(site)
     tab.page.evaluate(IN_THE_PAGE, {**GIVEN, "url": server.url})
     wait_for(tab.page, "line.metrics?.total_decisions === 0")
@@ -94,8 +94,8 @@ def test_a_machine_that_slept_connects_again(server: Server, site: str, tab: Tab
     wait_for(tab.page, "line.state?.name === 'connected'")
 
 
-def test_a_machine_that_goes_offline_asks_at_once(server: Server, site: str, tab: Tab) -> None:
-    """A connection that survived is kept: the server answers."""
+def test_a_connection_that_survives_offline_is_kept(server: Server, site: str, tab: Tab) -> None:
+    """The client asks the server at once, and the server answers."""
     tab.page.goto(site)
     tab.page.evaluate(IN_THE_PAGE, {**GIVEN, "url": server.url})
     wait_for(tab.page, "line.metrics?.total_decisions === 0")

@@ -1,4 +1,4 @@
-"""The page at `/`, in a real Chromium against a real server."""
+"""The dashboard at `/`, in a real Chromium with a real server."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def decision(strategy: str = "hybrid", provider: str = "gemini", **more: Any) ->
 
 
 def strategies(page: Page) -> list[list[str]]:
-    """The strategies' table as it is read: name, decisions, share, cost, confidence."""
+    """Return the cells of the strategies' table: name, decisions, share, cost, confidence."""
     rows = page.get_by_role("table", name="Strategies").get_by_role("row").all()[1:]
     return [
         row.get_by_role("rowheader").or_(row.get_by_role("cell")).all_inner_texts() for row in rows
@@ -28,15 +28,13 @@ def strategies(page: Page) -> list[list[str]]:
 
 
 def bars(page: Page, panel: str) -> list[list[str]]:
-    """A list of bars as it is read: name, count, share."""
+    """Return the items of a list of bars: name, count, share."""
     items = page.get_by_role("list", name=panel).get_by_role("listitem").all()
     return [item.locator(".name, .count, .share").all_text_contents() for item in items]
 
 
-def test_pasting_the_line_of_the_empty_page_sends_the_first_decision(
-    server: Server, tab: Tab
-) -> None:
-    """The empty page shows a command that works as it stands, and leaves by itself."""
+def test_the_command_of_the_empty_page_sends_the_first_decision(server: Server, tab: Tab) -> None:
+    """The command works as it is shown, and the text disappears by itself."""
     page = tab.open(server)
     expect(page.get_by_role("heading", name="No decisions yet")).to_be_visible()
     line = page.locator("#first-decision").inner_text()
@@ -52,8 +50,8 @@ def test_pasting_the_line_of_the_empty_page_sends_the_first_decision(
     expect(page).to_have_title("1 decision – Routecast")
 
 
-def test_the_line_of_the_empty_page_can_be_copied(server: Server, tab: Tab) -> None:
-    """The copy button puts exactly the line shown into the clipboard, and says so."""
+def test_the_command_of_the_empty_page_can_be_copied(server: Server, tab: Tab) -> None:
+    """The button copies exactly the command, and then has the text “Copied”."""
     page = tab.open(server)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy").click()
@@ -63,7 +61,7 @@ def test_the_line_of_the_empty_page_can_be_copied(server: Server, tab: Tab) -> N
 
 
 def test_posted_decisions_show_exact_numbers(server: Server, tab: Tab) -> None:
-    """Totals, averages, shares and bands are those of the decisions; what is unknown is a dash."""
+    """Totals, averages, shares and bands are those of the decisions; an unknown value is a dash."""
     page = tab.open(server)
     server.post(
         [
@@ -95,8 +93,8 @@ def test_posted_decisions_show_exact_numbers(server: Server, tab: Tab) -> None:
     assert page.locator("#bands-more").inner_text() == "1 without a confidence, in no band"
 
 
-def test_large_totals_are_written_out(server: Server, tab: Tab) -> None:
-    """A total of thousands is separated, never shortened."""
+def test_large_totals_have_all_digits(server: Server, tab: Tab) -> None:
+    """Thousands have separators and are not shortened."""
     page = tab.open(server)
     server.post([decision(cost=1.5)] * 1234)
     expect(page.locator("#total")).to_have_text("1,234")
@@ -104,15 +102,15 @@ def test_large_totals_are_written_out(server: Server, tab: Tab) -> None:
     assert strategies(page) == [["hybrid", "1,234", "100.0%", "$1.50", "–"]]
 
 
-def test_latency_is_shown_where_it_is_known(server: Server, tab: Tab) -> None:
-    """The median is within the histogram's 2 % of the one latency there is."""
+def test_a_known_latency_is_shown(server: Server, tab: Tab) -> None:
+    """The median is within 2 % of the only latency."""
     page = tab.open(server)
     server.post([decision(latency_ms=500)])
     expect(page.locator("#latency")).to_have_text(re.compile(r"^(49\d|50\d|510) ms$"))
 
 
 def test_rows_are_kept_while_their_numbers_change(server: Server, tab: Tab) -> None:
-    """A strategy that gains decisions, and passes another, stays the same element."""
+    """A strategy that overtakes another one keeps its element."""
     server.post([decision("steady"), decision("steady"), decision("rising")])
     page = tab.open(server)
     page.evaluate("for (const row of document.querySelectorAll('tbody tr')) row.marked = true")
@@ -125,8 +123,8 @@ def test_rows_are_kept_while_their_numbers_change(server: Server, tab: Tab) -> N
     ]
 
 
-def test_the_movement_is_drawn(server: Server, tab: Tab) -> None:
-    """Decisions that come between two frames give the chart a line that rises and falls."""
+def test_the_rate_is_drawn(server: Server, tab: Tab) -> None:
+    """Decisions between two frames make the chart's line rise and fall."""
     server.post([decision()])
     page = tab.open(server)
     line = page.locator(".movement .line")
@@ -137,7 +135,7 @@ def test_the_movement_is_drawn(server: Server, tab: Tab) -> None:
 
 
 def test_many_names_are_counted_rather_than_listed(server: Server, tab: Tab) -> None:
-    """Twelve rows are shown; the others are summed up in a line."""
+    """Twelve rows are shown, and one line counts the others."""
     server.post([decision(f"strategy-{i}", f"provider-{i}") for i in range(15)])
     page = tab.open(server)
     assert len(strategies(page)) == 12
@@ -146,8 +144,8 @@ def test_many_names_are_counted_rather_than_listed(server: Server, tab: Tab) -> 
     expect(page.locator("#providers-more")).to_have_text("and 3 more, with 3 decisions")
 
 
-def test_a_killed_server_is_reconnected_to(server: Server, tab: Tab) -> None:
-    """The page says that it is reconnecting, waits longer each time, and goes live when told to."""
+def test_the_page_reconnects_to_a_killed_server(server: Server, tab: Tab) -> None:
+    """It shows that it reconnects, waits longer each time, and is live after “Retry now”."""
     tab.wait_longest()
     server.post([decision(), decision()])
     page = tab.open(server)
@@ -171,7 +169,7 @@ def test_a_killed_server_is_reconnected_to(server: Server, tab: Tab) -> None:
 
 
 def test_a_network_that_returns_is_used_at_once(server: Server, tab: Tab) -> None:
-    """The browser's word that it is online again ends the wait."""
+    """The browser's event `online` ends the wait."""
     tab.wait_longest()
     server.post([decision()])
     page = tab.open(server)
@@ -187,7 +185,7 @@ def test_a_network_that_returns_is_used_at_once(server: Server, tab: Tab) -> Non
 
 
 def test_a_server_that_returns_is_found_without_help(server: Server, tab: Tab) -> None:
-    """Nobody needs to press a button: the first retry comes within six seconds."""
+    """The first retry comes within six seconds, without the button."""
     tab.wait_longest()
     server.post([decision()])
     page = tab.open(server)
@@ -198,8 +196,8 @@ def test_a_server_that_returns_is_found_without_help(server: Server, tab: Tab) -
     expect(page.locator("#total")).to_have_text("1")
 
 
-def test_a_server_that_falls_silent_is_stale(server: Server, tab: Tab) -> None:
-    """An open connection without frames is not called live, and is again when frames come."""
+def test_a_silent_server_is_stale(server: Server, tab: Tab) -> None:
+    """An open connection without frames is not live until frames come again."""
     server.post([decision()])
     page = tab.open(server)
     assert server.process is not None
@@ -212,8 +210,8 @@ def test_a_server_that_falls_silent_is_stale(server: Server, tab: Tab) -> None:
     expect(page.get_by_role("status")).to_have_text("Live")
 
 
-def test_the_server_is_asked_where_numbers_come_from(server: Server, tab: Tab) -> None:
-    """The page names the source of the numbers and the state of each component."""
+def test_the_source_of_numbers_is_shown(server: Server, tab: Tab) -> None:
+    """The page has the source of the numbers and the state of each component."""
     server.post([decision()])
     page = tab.open(server)
     source = re.compile(r"^Updated just now, from (live totals|the cache|the database)$")
@@ -223,7 +221,7 @@ def test_the_server_is_asked_where_numbers_come_from(server: Server, tab: Tab) -
 
 
 def test_hostile_names_are_text(server: Server, tab: Tab) -> None:
-    """A name that is markup is shown letter by letter, and a name like __proto__ is a name."""
+    """Markup in a name is shown as text, and `__proto__` is an ordinary name."""
     strategy = """<img src=x onerror="document.body.id='owned'">"""
     provider = """"><script>document.body.id='owned'</script>"""
     server.post([decision(strategy, provider)] * 2 + [decision("__proto__", "42")])
@@ -235,8 +233,8 @@ def test_hostile_names_are_text(server: Server, tab: Tab) -> None:
     assert page.get_by_text(strategy).get_attribute("title") == strategy
 
 
-def test_the_page_needs_nothing_but_its_server(server: Server, tab: Tab) -> None:
-    """No other host is asked, the policy forbids it, and the browser has nothing to complain of."""
+def test_the_page_uses_only_its_server(server: Server, tab: Tab) -> None:
+    """It asks no other host, its policy forbids others, and the browser reports no errors."""
     server.post([decision(confidence=0.5)])
     response = tab.page.goto(server.url)
     assert response is not None
@@ -245,11 +243,11 @@ def test_the_page_needs_nothing_but_its_server(server: Server, tab: Tab) -> None
     expect(tab.page.locator("#health")).to_contain_text("Routecast")
     expect(tab.page.locator("#notice")).to_be_hidden()
     assert tab.hosts == {urlsplit(server.url).netloc}
-    assert tab.complaints == []
+    assert tab.errors == []
 
 
 def test_a_notice_is_shown(tmp_path: Path, tab: Tab) -> None:
-    """What everybody must know stands at the top, and is text whatever is in it."""
+    """It is at the top, and is text with any content."""
     with Server(tmp_path, env={"ROUTECAST_NOTICE": 'Trial of <b>"May"</b>'}) as server:
         page = tab.open(server)
         expect(page.locator("#notice")).to_have_text('Trial of <b>"May"</b>')
@@ -258,7 +256,7 @@ def test_a_notice_is_shown(tmp_path: Path, tab: Tab) -> None:
 
 @pytest.mark.parametrize("empty", [True, False], ids=["empty", "full"])
 def test_a_narrow_screen_never_scrolls_sideways(server: Server, tab: Tab, empty: bool) -> None:
-    """At 360 px everything fits, names of the greatest length and large numbers included."""
+    """At 360 px everything fits, including the longest names and large numbers."""
     if not empty:
         many = [decision("s" * 63 + str(i), "p" * 63 + str(i), cost=99.99) for i in range(9)]
         server.post(many * 200)
@@ -269,7 +267,7 @@ def test_a_narrow_screen_never_scrolls_sideways(server: Server, tab: Tab, empty:
 
 
 def test_a_dark_scheme_is_dark(server: Server, tab: Tab) -> None:
-    """Paper and ink change places with the scheme the person prefers."""
+    """Background and text exchange their brightness with the preferred scheme."""
     page = tab.open(server)
     colours = """() => {
         const { backgroundColor, color } = getComputedStyle(document.documentElement);
@@ -286,8 +284,8 @@ def test_a_dark_scheme_is_dark(server: Server, tab: Tab) -> None:
     assert ink > 600
 
 
-def test_numbers_are_written_for_people(server: Server, tab: Tab) -> None:
-    """Dashes, separators and digits are as a person expects them."""
+def test_numbers_have_readable_forms(server: Server, tab: Tab) -> None:
+    """Dashes, separators and digits are those of the other pages and programs."""
     expected = {
         "formatCount(null)": "–",
         "formatCount(18931300000)": "18,931,300,000",
@@ -321,8 +319,8 @@ def test_numbers_are_written_for_people(server: Server, tab: Tab) -> None:
     assert dict(zip(expected, written, strict=True)) == expected
 
 
-def test_what_the_server_cannot_know_is_called_stale(server: Server, tab: Tab) -> None:
-    """The error of the contract makes the last numbers stale, and is told."""
+def test_an_error_document_makes_numbers_stale(server: Server, tab: Tab) -> None:
+    """The reason has the text of the error."""
     page = tab.open(server)
     status = page.evaluate(
         """async () => {
@@ -356,10 +354,8 @@ RATES = """async () => {
 }"""
 
 
-def test_the_line_goes_on_where_nothing_comes_until_that_is_doubted(
-    server: Server, tab: Tab
-) -> None:
-    """What was assumed gives way to what was so; of a time that nobody knows, there is a gap."""
+def test_the_line_is_0_on_a_quiet_stream_and_a_gap_on_a_lost_one(server: Server, tab: Tab) -> None:
+    """Assumed zeros are replaced by later numbers of the same time."""
     told = tab.open(server).evaluate(RATES)
     start = [[1000, None], [2000, 10], [3000, 0]]
     assert told[0] == [*start, [4000, 0]]
@@ -368,7 +364,7 @@ def test_the_line_goes_on_where_nothing_comes_until_that_is_doubted(
 
 
 def test_a_limit_of_names_that_is_reached_is_shown(tmp_path: Path, tab: Tab) -> None:
-    """Whoever looks on knows why there is `other`; and nothing is shown before."""
+    """It explains the name `other`."""
     with Server(tmp_path, env={"ROUTECAST_MAX_NAMES": "2"}) as server:
         server.post([decision("a"), decision("b", model="m")])
         page = tab.open(server)
@@ -376,11 +372,11 @@ def test_a_limit_of_names_that_is_reached_is_shown(tmp_path: Path, tab: Tab) -> 
             "Limit of names reached: 2 strategies. New ones count as “other”."
         )
         expect(page.locator("#limits")).to_be_visible()
-    assert not tab.complaints
+    assert not tab.errors
 
 
 def test_no_limit_of_names_is_shown_while_there_is_room(server: Server, tab: Tab) -> None:
-    """The page is as it was."""
+    """The line about limits is hidden."""
     server.post([decision("a")])
     page = tab.open(server)
     expect(page.locator("#total")).to_have_text("1")

@@ -9,7 +9,7 @@ from tests.support.tab import Tab
 
 
 def test_the_example_page_shows_a_server(server: Server, tab: Tab) -> None:
-    """By the server's address or its stream's, by http or by ws alike."""
+    """The address may be that of the server or of its stream, with http or ws."""
     server.post([{"strategy": "hybrid", "provider": "gemini"}] * 3)
     with folder(ROOT / "examples" / "javascript") as site:
         for address in (server.url, server.ws_url):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, expect
 
-from tests.support.nginx import Answering
+from tests.support.nginx import CustomNginx
 from tests.support.node import ROOT
 from tests.support.ports import free_port
 from tests.support.server import Server
@@ -23,12 +23,12 @@ TURNED_AWAY = {
 
 
 def listening(port: int, inside: str) -> str:
-    """Return a server of nginx's."""
+    """Return a `server` block of nginx."""
     return f"{MAP} server {{ listen 127.0.0.1:{port}; {inside} }}"
 
 
 def passing(server: Server) -> str:
-    """Return a location that passes all on to a node, upgrades too."""
+    """Return a location that passes everything to a node, including upgrades."""
     return (
         f"location / {{ proxy_pass {server.url}; proxy_http_version 1.1; proxy_buffering off; "
         "proxy_set_header Host $host:$server_port; proxy_set_header Upgrade $http_upgrade; "
@@ -37,37 +37,37 @@ def passing(server: Server) -> str:
 
 
 @pytest.mark.parametrize("answer", TURNED_AWAY)
-def test_the_page_says_that_one_may_have_to_sign_in_again(
+def test_the_page_asks_to_sign_in_again(
     server: Server, tab: Tab, tmp_path: Path, answer: str
 ) -> None:
-    """When the sign-in has run out; it goes on by itself once it is let in again."""
+    """The sign-in at a proxy has expired; the page goes on by itself after a new one."""
     port = free_port()
     server.post([DECISION])
-    with Answering(tmp_path / "nginx", port, listening(port, passing(server))) as proxy:
+    with CustomNginx(tmp_path / "nginx", port, listening(port, passing(server))) as proxy:
         page = tab.page
         page.goto(proxy.url)
         expect(page.get_by_role("status")).to_have_text("Live")
-        proxy.say(listening(port, TURNED_AWAY[answer]))
+        proxy.serve(listening(port, TURNED_AWAY[answer]))
         expect(page.locator("#updated")).to_contain_text(
             "you may have to sign in again", timeout=30_000
         )
         expect(page.locator("#state")).to_have_text("Reconnecting")
         retry = page.get_by_role("button", name="Retry")
         expect(retry).to_be_visible()
-        proxy.say(listening(port, passing(server)))
-        with suppress(Error):  # the page may have come back by itself: then there is no button
+        proxy.serve(listening(port, passing(server)))
+        with suppress(Error):  # without a button if the page has reconnected already
             retry.click(timeout=1_000)
         expect(page.get_by_role("status")).to_have_text("Live", timeout=30_000)
 
 
-def test_an_event_source_is_made_anew(server: Server, tab: Tab, tmp_path: Path) -> None:
-    """By the lines of the documentation, after an answer for which a browser gives up."""
+def test_a_failed_event_source_is_replaced(server: Server, tab: Tab, tmp_path: Path) -> None:
+    """The program in docs/protocol.md does so after an answer at which a browser gives up."""
     text = (ROOT / "docs" / "protocol.md").read_text()
     (lines,) = re.findall(r"```js\n(function follow\(.*?)```", text, re.DOTALL)
     port = free_port()
     server.post([DECISION] * 3)
     refusing = f"location = /sse/metrics {{ return 502; }} {passing(server)}"
-    with Answering(tmp_path / "nginx", port, listening(port, refusing)) as proxy:
+    with CustomNginx(tmp_path / "nginx", port, listening(port, refusing)) as proxy:
         page = tab.page
         page.goto(f"{proxy.url}/health")
         page.evaluate(
@@ -86,5 +86,5 @@ def test_an_event_source_is_made_anew(server: Server, tab: Tab, tmp_path: Path) 
         )
         page.wait_for_function("states.length > 1")
         assert set(page.evaluate("states")) == {2}
-        proxy.say(listening(port, passing(server)))
+        proxy.serve(listening(port, passing(server)))
         page.wait_for_function("window.seen?.total_decisions === 3")

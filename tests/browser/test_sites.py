@@ -1,4 +1,4 @@
-"""Pages that the server refuses, of this site and of others: what they show, and why."""
+"""Pages of this site and of others that the server refuses, and what they show."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.support.tab import Tab, wait_seconds
 
 
 def by_name(server: Server) -> str:
-    """The server's address by a name instead of a number."""
+    """Return the server's address with a name in place of the number."""
     return server.url.replace("127.0.0.1", "metrics.example")
 
 
@@ -28,8 +28,8 @@ READ_AS_OWN = """async () => {
 }"""
 
 
-def test_a_name_that_was_made_to_point_here_reads_nothing(server: Server, tab: Tab) -> None:
-    """To a browser, the page of such a name is of the server's own site (DNS rebinding)."""
+def test_a_foreign_name_of_this_server_reads_nothing(server: Server, tab: Tab) -> None:
+    """With DNS rebinding, a browser considers a page of that name a page of this server."""
     answer = tab.page.goto(by_name(server))
     assert answer is not None
     assert answer.status == 421
@@ -38,8 +38,8 @@ def test_a_name_that_was_made_to_point_here_reads_nothing(server: Server, tab: T
     assert tab.page.evaluate(READ_AS_OWN) == [[421] * 5, False]
 
 
-def test_the_page_may_reach_its_own_server_alone(server: Server, tmp_path: Path, tab: Tab) -> None:
-    """By WebSocket as by anything else, another port of this machine is out of its reach."""
+def test_the_page_can_reach_only_its_own_server(server: Server, tmp_path: Path, tab: Tab) -> None:
+    """Another port of this machine is not allowed, for WebSockets either."""
     tab.open(server)
     with Server(tmp_path / "other") as other:
         answer = tab.page.evaluate(
@@ -54,7 +54,7 @@ def test_the_page_may_reach_its_own_server_alone(server: Server, tmp_path: Path,
 
 
 def test_a_page_opened_by_a_name_says_what_to_set(tmp_path: Path, tab: Tab) -> None:
-    """Refused for its name, it says so, and shows the setting that lets it in."""
+    """The server refuses its origin, and the page shows the setting that allows it."""
     page = tab.page
     with Server(tmp_path, env=KNOWN) as server:
         page.goto(by_name(server))
@@ -65,8 +65,8 @@ def test_a_page_opened_by_a_name_says_what_to_set(tmp_path: Path, tab: Tab) -> N
         expect(page.locator("#numbers")).to_be_hidden()
 
 
-def test_a_page_opened_by_a_name_that_is_allowed_is_live(tmp_path: Path, tab: Tab) -> None:
-    """The setting that the refused page shows is the one that helps."""
+def test_a_page_opened_by_an_allowed_name_is_live(tmp_path: Path, tab: Tab) -> None:
+    """The setting is the one that the refused page shows."""
     with Server(tmp_path, env=KNOWN) as server:
         tab.page.goto(by_name(server))
         setting = tab.page.get_by_label("Setting that allows this page").inner_text()
@@ -101,8 +101,8 @@ READ_ALL = """async (server) => {
 }"""
 
 
-def test_a_page_of_an_allowed_site_may_use_all_of_it(tmp_path: Path, tab: Tab) -> None:
-    """A browser sends its decision, and hands it every answer."""
+def test_a_page_of_an_allowed_site_can_use_the_server(tmp_path: Path, tab: Tab) -> None:
+    """It can send decisions and read every answer."""
     with site() as address:
         env = {"ROUTECAST_ALLOWED_ORIGINS": address}
         with Server(tmp_path, env=env) as server:
@@ -110,8 +110,8 @@ def test_a_page_of_an_allowed_site_may_use_all_of_it(tmp_path: Path, tab: Tab) -
             assert tab.page.evaluate(READ_ALL, server.url) == [1, 1, "ok", 1, 1]
 
 
-def test_a_page_of_another_site_may_use_none_of_it(server: Server, tab: Tab) -> None:
-    """A browser keeps what it was not told to hand over."""
+def test_a_page_of_another_site_cannot_use_the_server(server: Server, tab: Tab) -> None:
+    """The browser gives it no answer."""
     with site() as address:
         tab.page.goto(address)
         for call in ("fetch(`${url}/routing/metrics`)", "fetch(`${url}/health`)"):
@@ -119,8 +119,8 @@ def test_a_page_of_another_site_may_use_none_of_it(server: Server, tab: Tab) -> 
             assert result == "TypeError: Failed to fetch"
 
 
-def test_a_page_that_finds_no_room_says_so(tmp_path: Path, tab: Tab) -> None:
-    """A server that is full is not called unreachable, and is tried again."""
+def test_a_page_without_room_says_so(tmp_path: Path, tab: Tab) -> None:
+    """A full server is not shown as unreachable, and is tried again."""
     with Server(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "1"}) as server:
         tab.open(server)
         other = tab.page.context.new_page()
@@ -129,8 +129,8 @@ def test_a_page_that_finds_no_room_says_so(tmp_path: Path, tab: Tab) -> None:
         wait_seconds(other, 1, 15)  # as long as the server says, 5 s or more
 
 
-def test_a_proxy_that_passes_no_upgrade_is_named(server: Server, tab: Tab) -> None:
-    """Where requests get through and WebSocket does not, the page says what is to be looked at."""
+def test_a_proxy_without_upgrades_is_named(server: Server, tab: Tab) -> None:
+    """If requests pass and WebSockets do not, the page says what to check."""
     with plain_proxy(server) as url:
         tab.page.goto(url)
         expect(tab.page.locator("#updated")).to_contain_text(

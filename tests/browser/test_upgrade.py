@@ -15,18 +15,18 @@ from tests.support.server import Server
 from tests.support.tab import Tab
 
 PAGES = 24
-# Longer than three pauses before a reload, and the loading.
+# Longer than three pauses and three reloads.
 RELOADS_MS = 60_000
 
 
 def other_version(folder: Path) -> dict[str, str]:
-    """Make a package whose scripts are another version's; return the environment to run it."""
+    """Make a package with other scripts; return the environment that runs it."""
     package = folder / "routecast"
     shutil.copytree(Path(routecast.__file__).parent, package)
     changed = 0
     for path in package.glob("dashboard/*.js"):
         text = path.read_text("utf-8")
-        # As any refactoring does: one module has a new name, and others import it.
+        # This is like a refactoring: one module has a new name, and others import it.
         path.write_text(text.replace("formatAge", "ageInWords"), "utf-8")
         changed += "formatAge" in text
     assert changed > 1
@@ -35,7 +35,7 @@ def other_version(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def versions(tmp_path: Path) -> Iterator[list[int]]:
-    """Two nodes with different pages; their ports."""
+    """The ports of two nodes with different pages."""
     executable()
     nodes = (
         Server(tmp_path / "old"),
@@ -70,17 +70,17 @@ LOADED_VERSIONS = """() => performance.getEntriesByType("resource")
 def test_no_page_has_files_of_two_versions(
     tmp_path: Path, browser: Browser, versions: list[int]
 ) -> None:
-    """nginx finds the files of the version that a page is from; no page has to load again."""
+    """nginx finds the files of a page's version, and no page has to reload."""
     with Nginx(tmp_path / "nginx", versions) as nginx:
         seen = [load(browser, nginx.url) for _ in range(PAGES)]
     assert all(len(loaded) == 1 for loaded in seen), seen
     assert len(set.union(*seen)) == 2
 
 
-def test_a_proxy_that_does_not_look_further_is_enough(
+def test_a_proxy_that_asks_no_other_node_is_enough(
     tmp_path: Path, browser: Browser, versions: list[int]
 ) -> None:
-    """Behind a plain proxy a page asks for its files until it has all of them, and reloads."""
+    """Behind such a proxy, a page reloads until it has all its files."""
     plain = {"proxy_next_upstream error timeout http_404;": "", "least_conn;": ""}
     with Nginx(tmp_path / "nginx", versions, replaced=plain) as nginx:
         seen = [load(browser, nginx.url) for _ in range(4)]
@@ -88,7 +88,7 @@ def test_a_proxy_that_does_not_look_further_is_enough(
 
 
 def refuse(page: Page, file: str) -> list[str]:
-    """Have one file of the page always answered with 404; return how often it was asked for."""
+    """Answer one file always with 404; return the list of its requests."""
     asked: list[str] = []
 
     def answer(route: Route) -> None:
@@ -100,8 +100,8 @@ def refuse(page: Page, file: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", ["main.js", "format.js", "client/connection.js", "theme.css"])
-def test_a_page_that_is_not_complete_says_so(server: Server, tab: Tab, file: str) -> None:
-    """It is loaded again three times, then not any more until the button is used."""
+def test_an_incomplete_page_says_so(server: Server, tab: Tab, file: str) -> None:
+    """It reloads three times, and after that only with the button."""
     page = tab.page
     loads: list[str] = []
     page.on("request", lambda it: it.is_navigation_request() and loads.append(it.url))
@@ -109,7 +109,7 @@ def test_a_page_that_is_not_complete_says_so(server: Server, tab: Tab, file: str
     page.goto(server.url)
     heading = page.get_by_role("heading", name="This page is not complete")
     expect(heading).to_be_visible(timeout=RELOADS_MS)
-    assert len(loads) == 4, tab.complaints
+    assert len(loads) == 4, tab.errors
     page.unroute(f"**/{file}")
     page.get_by_role("button", name="Load again").click()
     expect(page.get_by_role("status")).to_have_text("Live")
@@ -117,8 +117,8 @@ def test_a_page_that_is_not_complete_says_so(server: Server, tab: Tab, file: str
     assert page.evaluate("history.state") is None
 
 
-def test_a_page_stays_while_there_is_no_server(server: Server, tab: Tab) -> None:
-    """It does not give way to the browser's own error."""
+def test_an_incomplete_page_stays_without_a_server(server: Server, tab: Tab) -> None:
+    """The browser's own error page does not replace it."""
     page = tab.page
     page.route("**/main.js", lambda route: route.abort())
     page.goto(server.url)

@@ -54,7 +54,7 @@ Results = dict[str, str]
 
 
 class Skipped(Exception):
-    """The suite cannot be run here; the text says why."""
+    """The suite cannot run on this machine; the text is the reason."""
 
 
 def main() -> int:

@@ -23,9 +23,9 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("ut
 UNIT = (DEPLOY / "routecast.service").read_text("utf-8")
 DOCS = (ROOT / "docs/deploy.md").read_text("utf-8")
 KIB, MIB = 2**10, 2**20
-# A commit waits no longer for its database (docs/deploy.md).
+# A commit waits at most this number of seconds for its database (docs/deploy.md).
 COMMIT_SECONDS = 30
-# What nginx and its ingress controller do when nothing is set.
+# The default of nginx and its ingress controller.
 CONTROLLER_KEEP_ALIVE = 60
 
 
@@ -45,7 +45,7 @@ SETTINGS: dict[str, str] = one("ConfigMap", "settings.yaml")["data"]
 
 
 def directives(name: str, text: str = NGINX) -> list[str]:
-    """Return the arguments of each directive of this name, in order."""
+    """Return the arguments of each directive with this name, in order."""
     return re.findall(rf"^\s*{re.escape(name)} ([^;]+);", text, re.MULTILINE)
 
 
@@ -56,7 +56,7 @@ def seconds(text: str) -> int:
 
 
 def row(begins: str) -> list[str]:
-    """Return the cells of a row of a table in docs/deploy.md, without the first."""
+    """Return the cells of a row of a table in docs/deploy.md, without the first one."""
     (found,) = re.findall(rf"^\| {re.escape(begins)} \|(.*)\|$", DOCS, re.MULTILINE)
     return [cell.strip() for cell in found.split("|")]
 
@@ -78,7 +78,7 @@ def locations() -> dict[str, str]:
 
 
 def test_the_proxy_closes_idle_connections_first() -> None:
-    """A node closes them later than nginx and the controller, so no request meets the end."""
+    """Nodes close them later than nginx and the controller, so that no request is lost."""
     node = Settings.model_fields["keep_alive"].default
     (nginx,) = map(seconds, directives("keepalive_timeout", upstreams()["routecast"]))
     assert figures("an idle connection to a node is closed after") == [
@@ -93,8 +93,8 @@ def test_the_proxy_closes_idle_connections_first() -> None:
         assert not changed.search(path.read_text("utf-8")), f"{path.name} sets another time"
 
 
-def test_clients_connections_are_kept_alike() -> None:
-    """As long as by a node alone, and announced."""
+def test_connections_of_clients_are_kept_equally_long() -> None:
+    """nginx keeps them as long as a node does, and announces the time."""
     (server,) = directives("keepalive_timeout", NGINX.split("    server {")[1])
     kept, announced = map(seconds, server.split())
     node = Settings.model_fields["keep_alive"].default
@@ -103,7 +103,7 @@ def test_clients_connections_are_kept_alike() -> None:
 
 
 def test_streams_have_connections_of_their_own() -> None:
-    """No `keepalive` for streams; each location knows which of the two it is."""
+    """Their upstream has no `keepalive`, and each location uses the right upstream."""
     kept = {name: bool(directives("keepalive", text)) for name, text in upstreams().items()}
     assert kept == {"routecast": True, "routecast_streams": False}
     passed = {
@@ -117,8 +117,8 @@ def test_streams_have_connections_of_their_own() -> None:
         assert to == [expected], where
 
 
-def test_silence_is_allowed_for_as_long_as_it_lasts() -> None:
-    """For longer than the longest interval, and than pings are apart."""
+def test_proxies_allow_the_longest_silence_of_a_stream() -> None:
+    """It is longer than the longest interval, and than the time between pings."""
     allowed = {
         seconds(ANNOTATIONS["nginx.org/proxy-read-timeout"]),
         seconds(ANNOTATIONS["nginx.org/proxy-send-timeout"]),
@@ -130,22 +130,22 @@ def test_silence_is_allowed_for_as_long_as_it_lasts() -> None:
     assert figures("longest silence of a stream") == [PING_SECONDS, silence, silence]
 
 
-def test_bodies_and_heads_are_limited_alike() -> None:
-    """A proxy takes the bodies that a node takes, and no head that a node does not take."""
+def test_proxies_and_nodes_have_equal_limits_of_requests() -> None:
+    """A proxy accepts the bodies that a node accepts, and no head that a node would refuse."""
     bodies = directives("client_max_body_size")
-    assert sorted(bodies) == ["1", "1", "16m"]  # 1 byte where streams are
+    assert sorted(bodies) == ["1", "1", "16m"]  # 1 byte for streams
     assert ANNOTATIONS["nginx.org/client-max-body-size"] == "16m"
     assert MAX_BODY_BYTES == 16 * MIB
     assert figures("largest body") == [16] * 3
     count, size = directives("large_client_header_buffers")[0].split()
     head = int(count) * int(size.removesuffix("k")) * KIB
-    # With one more KiB for the first buffer, and room for the fields that nginx adds.
+    # One KiB is for the first buffer, and the other for the fields that nginx adds.
     assert head + 2 * KIB < MAX_HEAD_BYTES
     assert figures("largest head of a request")[:2] == [MAX_HEAD_BYTES // KIB, head // KIB]
 
 
-def test_slow_clients_have_the_same_time() -> None:
-    """For a head as much as at a node."""
+def test_proxies_and_nodes_allow_equal_times_for_a_head() -> None:
+    """The documented times are those of nginx and of a node."""
     (head,) = map(seconds, directives("client_header_timeout"))
     assert figures("a request's head must arrive within")[:2] == [10, head]
 
@@ -165,7 +165,7 @@ def test_old_workers_of_nginx_outlive_requests() -> None:
 
 
 def test_times_to_stop_are_documented() -> None:
-    """A node's own, and when it is killed."""
+    """The page has a node's own longest time, and the time after which it is killed."""
     at_most = STREAMS_CLOSE_SECONDS + STOP_GRACE_SECONDS + DRAIN_SECONDS
     assert at_most <= 15
     (unit,) = re.findall(r"^TimeoutStopSec=(\d+)$", UNIT, re.MULTILINE)
@@ -179,8 +179,8 @@ def test_times_to_stop_are_documented() -> None:
     ) in DOCS
 
 
-def test_limits_of_files_are_alike() -> None:
-    """Of nginx, of compose and of the unit."""
+def test_limits_of_open_files_are_equal() -> None:
+    """They are those of nginx, of compose and of the systemd unit."""
     (nginx,) = directives("worker_rlimit_nofile")
     limits = {nginx, *re.findall(r"^LimitNOFILE=(\d+)$", UNIT, re.MULTILINE)}
     for name in ("node-1", "nginx"):
@@ -190,7 +190,7 @@ def test_limits_of_files_are_alike() -> None:
 
 
 def test_the_host_is_the_same_everywhere() -> None:
-    """The ingress, its certificate, the page's origin, and what nginx answers to."""
+    """It is in the ingress, its certificate, the page's origin and the names of nginx."""
     hosts = {rule["host"] for rule in INGRESS["spec"]["rules"]}
     hosts |= {host for tls in INGRESS["spec"]["tls"] for host in tls["hosts"]}
     hosts.add(SETTINGS["ROUTECAST_ALLOWED_ORIGINS"].removeprefix("https://"))
@@ -200,7 +200,7 @@ def test_the_host_is_the_same_everywhere() -> None:
 
 
 def test_only_streams_get_upgrades_from_the_ingress() -> None:
-    """The controller passes them on to whole services; that of streams has the streams' paths."""
+    """The controller enables upgrades for whole services, and this one has only streams."""
     (rule,) = INGRESS["spec"]["rules"]
     services = {path["path"]: path["backend"]["service"]["name"] for path in rule["http"]["paths"]}
     assert services == {"/ws": "routecast-stream", "/sse": "routecast-stream", "/": "routecast"}
@@ -208,8 +208,8 @@ def test_only_streams_get_upgrades_from_the_ingress() -> None:
 
 
 @pytest.mark.parametrize("where", ["nginx", "ingress"])
-def test_no_decision_is_sent_again(where: str) -> None:
-    """After a 404 another node is asked for files; a POST that was read is never repeated."""
+def test_proxies_never_repeat_a_decision(where: str) -> None:
+    """A 404 for a file is tried at another node; a POST that a node has read is not repeated."""
     rules = {
         "nginx": directives("proxy_next_upstream"),
         "ingress": [ANNOTATIONS["nginx.org/proxy-next-upstream"]],
@@ -219,7 +219,7 @@ def test_no_decision_is_sent_again(where: str) -> None:
 
 
 def test_compose_mounts_what_nginx_reads() -> None:
-    """Each file that nginx.conf includes is there."""
+    """The configuration includes exactly the mounted files."""
     nginx = COMPOSE["services"]["nginx"]
     there = {volume.split(":")[1] for volume in nginx["volumes"]}
     there |= {config["target"] for config in nginx["configs"]}

@@ -21,10 +21,10 @@ from tests.support.nginx import Nginx
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 PASSWORD = {"POSTGRES_PASSWORD": "of-a-test"}
-# All that a node may take to stop, in seconds, with something to spare for its engines.
+# The longest time that a node takes to stop, in seconds, with a reserve for its engines.
 STOP_SECONDS = STREAMS_CLOSE_SECONDS + STOP_GRACE_SECONDS + DRAIN_SECONDS + 4
 
-# `make deploy-tools` brings the others.
+# `make deploy-tools` installs the others.
 HOW_TO_GET = {
     "kubectl": "https://kubernetes.io/docs/tasks/tools",
     "systemd-analyze": "apt install systemd",
@@ -32,7 +32,7 @@ HOW_TO_GET = {
 
 
 def tool(name: str) -> str:
-    """Return a program's path; skips the test where it is not installed."""
+    """Return a program's path; skip the test if it is not installed."""
     places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if (path := shutil.which(name, path=places)) is None:
         skip_without(name, HOW_TO_GET.get(name, "make deploy-tools"))
@@ -50,7 +50,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    """`compose.yaml` as Docker Compose understands it."""
+    """`compose.yaml` as Docker Compose reads it."""
     command = [tool("docker-compose"), "-f", str(DEPLOY / "compose.yaml")]
     read = run(*command, "config", "--format", "json", env=PASSWORD)
     assert read.returncode == 0, read.stderr
@@ -66,7 +66,7 @@ def built(name: str) -> list[dict[str, Any]]:
     return [*yaml.safe_load_all(made.stdout)]
 
 
-def test_settings_are_named_as_they_are() -> None:
+def test_settings_have_names_that_exist() -> None:
     """Every ROUTECAST_ variable in `deploy/` is a setting, or one that only compose reads."""
     known = {f"ROUTECAST_{name.upper()}" for name in Settings.model_fields}
     for path in filter(Path.is_file, DEPLOY.rglob("*")):
@@ -74,14 +74,14 @@ def test_settings_are_named_as_they_are() -> None:
         assert named <= known | {"ROUTECAST_HTTP_PORT"}, path.name
 
 
-def test_the_image() -> None:
-    """Hadolint finds nothing to say about the Dockerfile."""
+def test_the_dockerfile_is_valid() -> None:
+    """Hadolint reports nothing."""
     found = run(tool("hadolint"), DEPLOY / "Dockerfile")
     assert found.returncode == 0, found.stdout
 
 
 def test_compose_asks_for_a_password() -> None:
-    """There is no default that everybody knows."""
+    """A default password would be known to everyone."""
     command = [tool("docker-compose"), "--env-file", "/dev/null"]
     found = run(*command, "-f", DEPLOY / "compose.yaml", "config", "--quiet")
     assert found.returncode != 0
@@ -89,14 +89,14 @@ def test_compose_asks_for_a_password() -> None:
 
 
 def test_nodes_of_compose_have_time_to_stop(compose: dict[str, Any]) -> None:
-    """They are killed later than they can take."""
+    """They are killed after the longest time that they need."""
     for name in ("node-1", "node-2"):
         grace = compose["services"][name]["stop_grace_period"]
         assert int(grace.removesuffix("s")) > STOP_SECONDS
 
 
 def test_nginx_of_compose_knows_its_nodes(compose: dict[str, Any], tmp_path: Path) -> None:
-    """It balances over the nodes' own addresses, and they believe it and nobody else."""
+    """nginx has the addresses of the nodes, and nodes trust nginx only."""
     services = compose["services"]
     nodes = [services[name] for name in ("node-1", "node-2")]
     addresses = [node["networks"]["front"]["ipv4_address"] for node in nodes]
@@ -110,8 +110,8 @@ def test_nginx_of_compose_knows_its_nodes(compose: dict[str, Any], tmp_path: Pat
     assert found.returncode == 0, found.stderr
 
 
-def test_only_this_machine_reaches_compose(compose: dict[str, Any]) -> None:
-    """Nothing is published but nginx, on the loopback: nodes have no authentication yet."""
+def test_compose_can_be_reached_from_this_machine_only(compose: dict[str, Any]) -> None:
+    """Only nginx is published, on the loopback, because nodes have no authentication yet."""
     published = {
         name: [port["host_ip"] for port in service["ports"]]
         for name, service in compose["services"].items()
@@ -124,15 +124,15 @@ def test_only_this_machine_reaches_compose(compose: dict[str, Any]) -> None:
             assert set(service["networks"]) <= internal, name
 
 
-def test_the_unit(tmp_path: Path) -> None:
-    """Systemd finds nothing wrong with it, and little that it is exposed to."""
+def test_the_systemd_unit_is_valid(tmp_path: Path) -> None:
+    """Systemd reports no errors, and little exposure."""
     systemd = tool("systemd-analyze")
     unit = (DEPLOY / "routecast.service").read_text("utf-8")
     stop = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert stop is not None
     assert int(stop[1]) > STOP_SECONDS
     copy = tmp_path / "routecast.service"
-    # Verified, too, is whether the program is there.
+    # `verify` also checks that the program exists.
     copy.write_text(unit.replace("/opt/routecast/bin/routecast", sys.executable))
     found = run(systemd, "verify", copy)
     assert found.returncode == 0, found.stderr
@@ -152,7 +152,7 @@ def test_kubernetes_objects_are_valid(tmp_path: Path, name: str) -> None:
 
 
 def test_pods_have_time_to_stop() -> None:
-    """The balancers' time to hear of it is counted, too."""
+    """The time includes that of balancers to notice the stop."""
     pods = _pods(built("streams"))
     assert len(pods) == 2
     for pod in pods.values():
@@ -161,8 +161,8 @@ def test_pods_have_time_to_stop() -> None:
         assert pod["terminationGracePeriodSeconds"] > first + STOP_SECONDS
 
 
-def test_pods_are_well_when_they_can_do_their_work() -> None:
-    """A node must take decisions to be ready; one that only streams never does."""
+def test_probes_ask_for_the_work_of_a_pod() -> None:
+    """A node must accept decisions to be ready; one that only streams never does."""
     pods = _pods(built("streams"))
     probes = {
         name: [pod["containers"][0][f"{kind}Probe"]["httpGet"]["path"] for kind in _PROBES]
@@ -175,7 +175,7 @@ def test_pods_are_well_when_they_can_do_their_work() -> None:
 
 
 def test_services_autoscalers_and_budgets_find_their_pods() -> None:
-    """What selects by labels, or refers by name, selects just one deployment."""
+    """Each label selector, and each reference by name, finds exactly one deployment."""
     objects = built("streams")
     labels = {
         each["metadata"]["name"]: each["spec"]["template"]["metadata"]["labels"]

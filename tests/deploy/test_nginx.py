@@ -1,4 +1,4 @@
-"""The nginx configuration of `deploy/`, run before two real nodes on PostgreSQL and Redis."""
+"""The nginx configuration of `deploy/`, run in front of two real nodes on PostgreSQL and Redis."""
 
 import asyncio
 import itertools
@@ -25,7 +25,7 @@ MIB = 2**20
 
 
 class Site(NamedTuple):
-    """Two nodes, and nginx before them."""
+    """Two nodes, and nginx in front of them."""
 
     nginx: Nginx
     nodes: tuple[Server, Server]
@@ -34,7 +34,7 @@ class Site(NamedTuple):
 
 @pytest.fixture
 def site(tmp_path: Path, postgres: Postgres, redis_url: str) -> Iterator[Site]:
-    """Nginx before two nodes that share a PostgreSQL and a Redis."""
+    """Nginx in front of two nodes that share a PostgreSQL and a Redis."""
     executable()
     database, prefix = postgres.create(), {"ROUTECAST_REDIS_PREFIX": uuid4().hex}
     one, two = (
@@ -53,20 +53,20 @@ def site(tmp_path: Path, postgres: Postgres, redis_url: str) -> Iterator[Site]:
 
 
 def streams_of(node: Server) -> float:
-    """Return how many streams are open on this node; its health counts those of all."""
+    """Return the number of open streams of this node; its health has those of all nodes."""
     return node.instrument("routecast_connections")
 
 
-def test_the_configuration_is_sound(tmp_path: Path) -> None:
-    """Nginx itself finds nothing wrong, and warns of nothing."""
+def test_the_configuration_is_valid(tmp_path: Path) -> None:
+    """Nginx reports no errors and no warnings."""
     nginx = Nginx(tmp_path / "nginx", [8000])
     found = nginx.test()
     assert found.returncode == 0, found.stderr
     assert "[warn]" not in found.stderr + nginx.log.read_text()
 
 
-async def test_streams_come_through(site: Site) -> None:
-    """A WebSocket through nginx gets documents, plain and deflated, and what either node took."""
+async def test_a_websocket_passes_nginx(site: Site) -> None:
+    """It gets documents with the decisions that either node accepted."""
     async with connect(site.nginx.ws_url + "?interval=0.1") as stream:
         assert (await receive(stream))["total_decisions"] == 0
         for count, node in enumerate(site.nodes, 1):
@@ -74,8 +74,8 @@ async def test_streams_come_through(site: Site) -> None:
             await receive_until(stream, lambda document, n=count: document["total_decisions"] == n)
 
 
-def test_events_come_as_they_are_made(site: Site) -> None:
-    """Server-sent events are not held back until there are enough of them."""
+def test_events_pass_without_delay(site: Site) -> None:
+    """nginx does not buffer server-sent events."""
     with site.http.stream("GET", "/sse/metrics?interval=0.1") as answer:
         documents = (
             json.loads(line.removeprefix("data: "))
@@ -88,8 +88,8 @@ def test_events_come_as_they_are_made(site: Site) -> None:
         assert any(document["total_decisions"] == 1 for document in some)
 
 
-def test_batches_as_large_as_a_node_takes(site: Site) -> None:
-    """A batch of many MiB is taken, and one over the limit refused, as without nginx."""
+def test_the_largest_batches_pass_nginx(site: Site) -> None:
+    """A batch of many MiB is accepted, and one over the limit refused, as without nginx."""
     wide = {**GOOD, "reason": "x" * 500}
     batch = json.dumps([wide] * 25_000).encode()
     assert 12 * MIB < len(batch) < 16 * MIB
@@ -99,23 +99,23 @@ def test_batches_as_large_as_a_node_takes(site: Site) -> None:
     assert site.http.post("/v1/decisions", content=b" " * (16 * MIB + 1)).status_code == 413
 
 
-def test_the_page_and_the_rest(site: Site) -> None:
-    """The page, plain metrics and health pass; one node's Prometheus text does not."""
+def test_all_paths_pass_except_prometheus_metrics(site: Site) -> None:
+    """The page, plain metrics and health pass; `/metrics` of a single node does not."""
     for path in ("/", "/dashboard/main.js", "/routing/metrics", "/health", "/ready"):
         assert site.http.get(path).status_code == 200, path
     assert site.http.get("/metrics").status_code == 404
 
 
-def test_a_page_that_came_through_here_may_listen(site: Site) -> None:
-    """Nodes see the host as the browser named it, port and all, to compare it with the origin."""
+def test_the_page_behind_nginx_may_open_streams(site: Site) -> None:
+    """Nodes get the host and port that the browser used, to compare them with the origin."""
     headers = {"Origin": "http://203.0.113.9:8080", "Host": "203.0.113.9:8080"}
     assert site.http.options("/ws/metrics", headers=headers).status_code == 204
     headers["Host"] = "203.0.113.9"
     assert site.http.options("/ws/metrics", headers=headers).status_code == 403
 
 
-async def test_streams_go_where_there_are_few(site: Site) -> None:
-    """Each node gets its half; one that comes back empty gets all of the next ones."""
+async def test_streams_go_to_the_node_with_the_fewest(site: Site) -> None:
+    """Each node gets half of them, and a restarted node gets all new ones."""
     one, two = site.nodes
     async with AsyncExitStack() as stack:
 
@@ -132,8 +132,8 @@ async def test_streams_go_where_there_are_few(site: Site) -> None:
 
 
 @pytest.mark.parametrize("path", ["/ws/metrics", "/sse/metrics"])
-async def test_nodes_know_who_a_client_is(tmp_path: Path, path: str) -> None:
-    """Limits by address are the client's, whatever it says of itself, and not nginx's own."""
+async def test_nodes_know_the_address_of_a_client(tmp_path: Path, path: str) -> None:
+    """Limits count the client's real address, and neither a forged one nor nginx's own."""
     with (
         Server(tmp_path, env={"ROUTECAST_MAX_PER_ADDRESS": "1"}) as node,
         Nginx(tmp_path / "nginx", [node.port]) as nginx,
@@ -164,14 +164,14 @@ async def test_nodes_know_who_a_client_is(tmp_path: Path, path: str) -> None:
 
 
 async def read_to_end(stream: ClientConnection) -> None:
-    """Take what comes; a client that does not read hears of no end, either."""
+    """Read until the end, because a client that does not read does not notice the end."""
     with suppress(ConnectionClosed):
         while True:
             await stream.recv()
 
 
-async def test_a_node_that_dies_is_not_missed(site: Site) -> None:
-    """Its clients come back to the other node, where the numbers go on from where they were."""
+async def test_clients_of_a_killed_node_reconnect_to_the_other(site: Site) -> None:
+    """Numbers go on from those that they had."""
     one, two = site.nodes
     site.http.post("/v1/decisions", json=[GOOD] * 3)
     url = site.nginx.ws_url + "?interval=0.1"
@@ -195,8 +195,8 @@ async def test_a_node_that_dies_is_not_missed(site: Site) -> None:
             await receive_until(stream, lambda document: document["total_decisions"] == 13)
 
 
-async def test_a_node_that_restarts_says_so(site: Site) -> None:
-    """The code and the time to come back reach its client; decisions go on meanwhile."""
+async def test_a_restarting_node_closes_its_streams_with_a_delay(site: Site) -> None:
+    """The close code and the delay reach its client, and decisions are accepted meanwhile."""
     one, two = site.nodes
     async with connect(site.nginx.ws_url) as first, connect(site.nginx.ws_url) as second:
         assert (streams_of(one), streams_of(two)) == (1, 1)
@@ -215,7 +215,7 @@ async def test_a_node_that_restarts_says_so(site: Site) -> None:
 
 
 def test_slow_readers_are_skipped_through_nginx(site: Site) -> None:
-    """A client that does not read fills what nginx holds for it, and its node skips it."""
+    """The buffers of nginx fill up, and then the node skips frames."""
     site.http.post(
         "/v1/decisions",
         json=[{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)],

@@ -1,4 +1,4 @@
-"""The corpus of hostile requests through nginx of `deploy/`, beside well-behaved clients."""
+"""The corpus of hostile requests through nginx of `deploy/`, together with an honest client."""
 
 import threading
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.support.server import Server
 GOOD = {"strategy": "honest", "provider": "gemini"}
 # These have other outcomes here, all of them right: nginx refuses a tab after a length; it answers
 # HTTP/0.9, with no head; it upgrades a WebSocket after the answer before it; it has no /metrics.
-OTHERWISE = {
+OTHER_OUTCOMES = {
     "space after the length",
     "request line: no version",
     "an upgrade before the last answer",
@@ -25,11 +25,11 @@ OTHERWISE = {
 CASES = [
     pytest.param(case, variant, id=f"{case.name}-{variant}")
     for case in CORPUS
-    if case.name not in OTHERWISE
+    if case.name not in OTHER_OUTCOMES
     for variant in case.variants
 ]
-# nginx waits for the rest of an incomplete request, and for another request on a connection; here
-# not as long as an attack waits for nginx.
+# Times for which nginx waits for the rest of a request, and for another one; here they are shorter
+# than the time for which an attack waits for nginx.
 SHORTER = {
     "client_header_timeout 10s;": "client_header_timeout 4s;",
     "client_body_timeout 10s;": "client_body_timeout 4s;",
@@ -37,12 +37,12 @@ SHORTER = {
 }
 
 
-# Between two requests of the bystander: often, and without taking a core.
+# The pause between two requests of the bystander, so that it does not use a whole core.
 BYSTANDER_SECONDS = 0.02
 
 
 class Site(NamedTuple):
-    """A node, nginx in front of it, and a client that wants nothing but right answers."""
+    """A node, nginx in front of it, and an honest client."""
 
     node: Server
     nginx: Nginx
@@ -50,7 +50,7 @@ class Site(NamedTuple):
 
 
 class Bystander:
-    """An honest client of nginx: it asks and posts all the time, on connections of its own."""
+    """An honest client of nginx, which checks each answer, on its own connections."""
 
     def __init__(self, url: str) -> None:
         self.kept = 0
@@ -61,7 +61,7 @@ class Bystander:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop, and say whether each answer was right."""
+        """Stop, and assert that each answer was right."""
         self._stopping.set()
         self._thread.join()
         self._client.close()
@@ -90,7 +90,7 @@ class Bystander:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One node for the whole corpus: what an attack leaves behind shows at the next."""
+    """One node for the whole corpus, so that damage by one attack shows at the next."""
     executable()
     folder: Path = tmp_path_factory.mktemp("hostile")
     with (
@@ -108,11 +108,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.mark.parametrize(("case", "variant"), CASES)
 def test_no_attack_gets_through(site: Site, case: Hostile, variant: Variant) -> None:
-    """The bystander's answers stay right, and what is right in itself has the same outcome.
+    """The bystander's answers stay right, and valid requests have the outcome of the corpus.
 
-    nginx is more lenient than a node, with a line that ends in LF, say, or a broken trailer: it
-    makes a request of it that is right. Then bytes behind that request are another request, for
-    nginx and for the node alike.
+    nginx accepts some requests that a node refuses, for example a line that ends in LF or a broken
+    trailer, and passes on a valid request. Bytes behind it are then another request, for nginx and
+    for the node alike.
     """
     before = hostile_total(site)
     outcome = attack(case, site.nginx.port, variant)
@@ -125,12 +125,12 @@ def test_no_attack_gets_through(site: Site, case: Hostile, variant: Variant) -> 
         assert kept <= sum(piece.count(b"/v1/decisions HTTP/1.1") for piece in case.sent)
 
 
-def test_otherwise_is_in_the_corpus() -> None:
-    """No case is left out that is not there."""
-    assert {case.name for case in CORPUS} >= OTHERWISE
+def test_excluded_cases_are_in_the_corpus() -> None:
+    """Each excluded case exists."""
+    assert {case.name for case in CORPUS} >= OTHER_OUTCOMES
 
 
 def hostile_total(site: Site) -> int:
-    """Return how many decisions of the corpus the node has counted."""
+    """Return the number of decisions of the corpus that the node has counted."""
     total: int = site.node.metrics(strategy="hybrid")["total_decisions"]
     return total

@@ -17,14 +17,14 @@ WAIT_SECONDS = 60.0
 
 
 async def wait_until(done: Callable[[], bool]) -> None:
-    """Wait until this is so."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not done():
         assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)  # between two questions; the answer is the event
+        await asyncio.sleep(0.05)  # time between two checks; the result is the event
 
 
-async def test_streams_come_back_when_old_workers_end(tmp_path: Path) -> None:
+async def test_streams_reconnect_when_old_workers_end(tmp_path: Path) -> None:
     """No stream stays on an old worker, or on a node that was taken out of nodes.conf."""
     executable()
     shorter = {"worker_shutdown_timeout 40s;": "worker_shutdown_timeout 1s;"}
@@ -46,7 +46,7 @@ async def test_streams_come_back_when_old_workers_end(tmp_path: Path) -> None:
             nginx.list_nodes([one.port])
             old = nginx.reload()
             await wait_until(lambda: not nginx.workers() & old)
-            # The nodes share nothing: this number is the first one's alone.
+            # The nodes share nothing, so only the first one has this number.
             one.post([GOOD] * 7)
             await wait_until(lambda: seen == [7] * CLIENTS)
             assert (one.active(), two.active()) == (CLIENTS, 0)
@@ -56,8 +56,8 @@ async def test_streams_come_back_when_old_workers_end(tmp_path: Path) -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_a_request_under_way_is_answered(tmp_path: Path) -> None:
-    """A reload cuts no request; its worker ends when the request has."""
+async def test_a_request_that_runs_during_a_reload_is_answered(tmp_path: Path) -> None:
+    """Its worker process ends after the request."""
     executable()
     with (
         upstream() as node,

@@ -1,4 +1,4 @@
-"""Which requests nginx of `deploy/` lets in, and what it passes on to a node."""
+"""Requests to nginx of `deploy/`: which are accepted, and what a node gets of them."""
 
 import select
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def send(nginx: Nginx, first: str, *lines: str, body: bytes = b"") -> Answer:
-    """Send a request on a connection of its own; return the answer."""
+    """Send a request on a new connection; return the answer."""
     length = [f"Content-Length: {len(body)}"] if body else []
     head = "\r\n".join([first, *lines, *length, "", ""])
     with RawConnection(nginx.port) as connection:
@@ -52,7 +52,7 @@ def send(nginx: Nginx, first: str, *lines: str, body: bytes = b"") -> Answer:
     ],
 )
 def test_known_hosts_are_answered(site: Site, host: str) -> None:
-    """IP addresses, names without a dot and configured names; a node sees the field as it was."""
+    """These are IP addresses, names without a dot and configured names, passed on unchanged."""
     assert send(site.nginx, "GET /health HTTP/1.1", f"Host: {host}").status == 200
     assert [request.fields["host"] for request in site.node.received] == [host]
 
@@ -67,7 +67,7 @@ def test_known_hosts_are_answered(site: Site, host: str) -> None:
 )
 @pytest.mark.parametrize("path", ["/", "/v1/decisions", "/ws/metrics", "/sse/metrics", "/metrics"])
 def test_other_hosts_get_421(site: Site, host: str, path: str) -> None:
-    """No node is asked, and the answer names the file to change."""
+    """No node gets the request, and the answer has the name of the file to change."""
     for method in ("GET", "POST"):
         answer = send(site.nginx, f"{method} {path} HTTP/1.1", f"Host: {host}")
         assert answer.status == 421
@@ -75,8 +75,8 @@ def test_other_hosts_get_421(site: Site, host: str, path: str) -> None:
     assert site.node.received == []
 
 
-def test_the_host_that_is_checked_is_the_one_a_node_sees(site: Site) -> None:
-    """A target with another host than the field does not get around the check."""
+def test_the_checked_host_is_the_one_that_a_node_gets(site: Site) -> None:
+    """A request target with another host than the field does not avoid the check."""
     absolute = "GET http://127.0.0.1/health HTTP/1.1"
     assert send(site.nginx, absolute, "Host: evil.example").status == 421
     assert send(site.nginx, absolute, "Host: 127.0.0.1.evil.example").status == 421
@@ -92,7 +92,7 @@ SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection:
 
 @pytest.mark.parametrize("token", ["websocket", "WebSocket"])
 def test_a_handshake_is_passed_on(site: Site, token: str) -> None:
-    """The one upgrade that nodes take, where they take it."""
+    """Nodes accept no other upgrade, and only on this path."""
     site.node.answer = lambda _: SWITCH
     lines = ("Host: localhost", f"Upgrade: {token}", "Connection: keep-alive, Upgrade")
     assert send(site.nginx, "GET /ws/metrics?interval=1 HTTP/1.1", *lines).status == 101
@@ -121,7 +121,7 @@ def test_a_handshake_is_passed_on(site: Site, token: str) -> None:
     ],
 )
 def test_other_upgrades_are_not_passed_on(site: Site, first: str, token: str) -> None:
-    """A node never hears of them, nor of the other fields of the client's connection."""
+    """A node gets neither the upgrade nor the other fields of the client's connection."""
     lines = (
         *("Host: localhost", "Connection: Upgrade, HTTP2-Settings", f"Upgrade: {token}"),
         *("HTTP2-Settings: AAMAAABkAAQ", "Keep-Alive: timeout=5", "TE: trailers", "Trailer: X"),
@@ -129,20 +129,20 @@ def test_other_upgrades_are_not_passed_on(site: Site, first: str, token: str) ->
     assert send(site.nginx, f"{first} HTTP/1.1", *lines).status == 200
     (request,) = site.node.received
     gone = {"upgrade", "connection", "http2-settings", "keep-alive", "te", "trailer"}
-    # A stream's connection is not used again, and may say so.
+    # A stream's connection is not used again, so it may have `Connection: close`.
     assert request.fields.keys() & gone <= ({"connection"} if "/sse/" in first else set())
 
 
 def test_an_upgrade_over_http_1_0_is_not_passed_on(site: Site) -> None:
-    """A node could not tell: to it, nginx always speaks HTTP/1.1."""
+    """A node could not refuse it, because nginx always sends HTTP/1.1 to a node."""
     lines = ("Host: localhost", "Upgrade: websocket", "Connection: Upgrade")
     assert send(site.nginx, "GET /ws/metrics HTTP/1.0", *lines).status == 200
     (request,) = site.node.received
     assert "upgrade" not in request.fields
 
 
-def test_a_client_does_not_say_who_it_is(site: Site) -> None:
-    """Its own fields about its address are replaced, in whatever spelling."""
+def test_forged_addresses_of_a_client_are_replaced(site: Site) -> None:
+    """Its own fields about its address are replaced or removed in any spelling."""
     lines = ("X-Forwarded-For: 198.51.100.7", "X_Forwarded_For: 198.51.100.7")
     send(site.nginx, "GET / HTTP/1.1", "Host: localhost", *lines, "X-Forwarded-Proto: https")
     (request,) = site.node.received
@@ -152,8 +152,8 @@ def test_a_client_does_not_say_who_it_is(site: Site) -> None:
 
 
 @pytest.mark.parametrize("path", ["/ws/metrics", "/sse/metrics"])
-def test_streams_take_no_body(site: Site, path: str) -> None:
-    """So there is nothing that could be taken for a request behind an upgrade."""
+def test_requests_for_streams_with_a_body_are_refused(site: Site, path: str) -> None:
+    """A body could be read as a request behind an upgrade."""
     upgrade = ("Connection: Upgrade", "Upgrade: websocket")
     lines = ("Host: localhost", *upgrade)
     assert send(site.nginx, f"GET {path} HTTP/1.1", *lines, body=b"GET / HTTP/1.1").status == 413
@@ -166,13 +166,13 @@ def test_streams_take_no_body(site: Site, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/ws", "/sse", "/dashboard", "/metrics/", "//metrics"])
-def test_nginx_redirects_nowhere(site: Site, path: str) -> None:
+def test_nginx_never_redirects(site: Site, path: str) -> None:
     """A redirect would repeat the host and turn a POST into a GET."""
     assert send(site.nginx, f"POST {path} HTTP/1.1", "Host: localhost").status in (200, 404)
 
 
-def test_metrics_stay_inside(site: Site) -> None:
-    """However the path is written."""
+def test_prometheus_metrics_are_not_public(site: Site) -> None:
+    """No spelling of the path reaches a node."""
     for path in (
         *("/metrics", "//metrics", "/./metrics", "/a/../metrics", "/%6detrics", "/metrics?a"),
         *("/a/..%2fmetrics", "/metrics#a", "http://localhost/metrics", "/%2e/metrics"),
@@ -182,8 +182,8 @@ def test_metrics_stay_inside(site: Site) -> None:
 
 
 @pytest.mark.parametrize("path", ["/sse/metrics", "/ws/metrics"])
-def test_a_stream_for_head_keeps_nobody_waiting(site: Site, path: str) -> None:
-    """A node that goes on with a stream after HEAD gets no other request on that connection."""
+def test_a_stream_for_head_delays_no_other_request(site: Site, path: str) -> None:
+    """If a node streams after HEAD, its connection gets no other request."""
     site.node.answer = lambda request: UNENDING if request.first.startswith("HEAD") else OK
     for _ in range(8):
         with RawConnection(site.nginx.port) as connection:
@@ -197,7 +197,7 @@ def test_a_stream_for_head_keeps_nobody_waiting(site: Site, path: str) -> None:
 
 
 def test_connections_to_nodes_are_used_again(site: Site) -> None:
-    """Those of requests; each worker process of nginx keeps its own."""
+    """These are connections of requests; each worker process of nginx keeps its own."""
     for _ in range(20):
         assert send(site.nginx, "GET /health HTTP/1.1", "Host: localhost").status == 200
     connections = [request.connection for request in site.node.received]
@@ -206,7 +206,7 @@ def test_connections_to_nodes_are_used_again(site: Site) -> None:
 
 
 def test_large_heads_do_not_reach_a_node(site: Site) -> None:
-    """A node ends the connection at a head over 32 KiB, which nginx would take for its failure."""
+    """A node closes the connection at a head over 32 KiB, which nginx would count as a failure."""
     long = [f"X-{n}: {'y' * 7_000}" for n in range(3)]
     assert send(site.nginx, "GET / HTTP/1.1", "Host: localhost", *long).status == 200
     assert sum(map(len, site.node.received[0].fields.values())) < 30 * KIB
@@ -217,7 +217,7 @@ def test_large_heads_do_not_reach_a_node(site: Site) -> None:
 
 
 def test_a_decision_is_not_sent_twice(tmp_path: Path) -> None:
-    """A POST that a node has read and not answered is the producer's to send again."""
+    """If a node has read a POST and did not answer, only the producer sends it again."""
     executable()
     with ExitStack() as stack:
         nodes = [stack.enter_context(upstream()) for _ in range(2)]
@@ -231,7 +231,7 @@ def test_a_decision_is_not_sent_twice(tmp_path: Path) -> None:
 
 
 def test_files_come_from_the_node_that_has_them(tmp_path: Path) -> None:
-    """Each of three versions has its own; nginx asks until one has the file."""
+    """Nodes have different versions, and nginx asks until one has the file."""
     executable()
 
     def version(name: str) -> bytes:
@@ -250,14 +250,14 @@ def test_files_come_from_the_node_that_has_them(tmp_path: Path) -> None:
             for name in nodes:
                 answer = send(nginx, f"GET /dashboard/{name}/main.js HTTP/1.1", "Host: localhost")
                 assert (answer.status, answer.body) == (200, name.encode())
-        # Such a 404 is no failure of a node, and in the end it is the answer.
+        # Such a 404 does not count as a failure of a node; if all have it, it is the answer.
         answer = send(nginx, "GET /dashboard/x/main.js HTTP/1.1", "Host: localhost")
         assert answer.status == 404
         assert send(nginx, "GET /nowhere HTTP/1.1", "Host: localhost").status == 404
 
 
-def test_slow_clients_are_let_go(tmp_path: Path) -> None:
-    """One that sends no byte of its head or body for long; tried with a shorter time."""
+def test_slow_clients_are_disconnected(tmp_path: Path) -> None:
+    """They send no byte of a head or body for a time, which is short in this test."""
     executable()
     shorter = {
         f"client_{part}_timeout 10s;": f"client_{part}_timeout 1s;" for part in ("header", "body")
@@ -272,8 +272,8 @@ def test_slow_clients_are_let_go(tmp_path: Path) -> None:
         assert node.received == []
 
 
-def test_one_address_does_not_take_all(tmp_path: Path) -> None:
-    """Requests under way are limited by address; tried with a lower limit."""
+def test_requests_of_one_address_are_limited(tmp_path: Path) -> None:
+    """The limit of simultaneous requests is low in this test."""
     executable()
     fewer = {"limit_conn addresses 1000;": "limit_conn addresses 2;"}
     begun = b"POST /v1/decisions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n1"
@@ -285,7 +285,7 @@ def test_one_address_does_not_take_all(tmp_path: Path) -> None:
         connections = [stack.enter_context(RawConnection(nginx.port)) for _ in range(3)]
         for connection in connections:
             connection.send(begun)
-        # Any of the three may be the one too many: nginx has several worker processes.
+        # Any of the three may be refused, because nginx has several worker processes.
         ready, _, _ = select.select(
             [connection.socket for connection in connections], [], [], WAIT_SECONDS
         )

@@ -1,1 +1,1 @@
-"""A soak: every hostile input at once against one node, beside clients that behave well."""
+"""A soak: every hostile input at once against one node, together with clients that behave well."""

@@ -24,7 +24,7 @@ VIEWERS: Final = 3
 
 @dataclass(slots=True)
 class Seen:
-    """What the clients saw: seconds for each batch, decisions accepted, and what was wrong."""
+    """Results of the clients: seconds for each batch, accepted decisions, and errors."""
 
     seconds: list[float] = field(default_factory=list)
     accepted: int = 0
@@ -69,7 +69,7 @@ class _Producer(threading.Thread):
                 self._seen.wrong.append(f"a good batch was answered {status}: {answer[:200]!r}")
                 return
             self._seen.refused += 1
-            time.sleep(0.1)  # for a server that says no it is a moment
+            time.sleep(0.1)  # a short pause for a server that refuses
 
     def _exchange(self, body: bytes) -> tuple[int, bytes]:
         if self._line is None:
@@ -82,7 +82,7 @@ class _Producer(threading.Thread):
 
 
 async def _view(port: int, seen: Seen, sees: asyncio.Event) -> None:
-    """Follow the plain document; its count never goes back. `sees` is set with the first one."""
+    """Follow the plain document, whose count must never fall; set `sees` at the first one."""
     last = -1
     with suppress(Refused):
         async for metrics in stream(f"http://127.0.0.1:{port}", interval=1.0):
@@ -94,14 +94,14 @@ async def _view(port: int, seen: Seen, sees: asyncio.Event) -> None:
 
 
 def behave_well(port: int, orders: Connection) -> None:
-    """Produce and view until told to stop; then send back what was seen. Runs in a process."""
+    """Produce and view until told to stop; send back the results. It runs in its own process."""
     seen, stop = Seen(), threading.Event()
     producers = [_Producer(port, number, seen, stop) for number in range(PRODUCERS)]
 
     async def run() -> None:
         sees = [asyncio.Event() for _ in range(VIEWERS)]
         viewers = [asyncio.create_task(_view(port, seen, event)) for event in sees]
-        for event in sees:  # from then on, this process has all its modules
+        for event in sees:  # after that, this process has imported all its modules
             await event.wait()
         for producer in producers:
             producer.start()
@@ -119,8 +119,8 @@ def behave_well(port: int, orders: Connection) -> None:
 
 
 def attack(port: int, orders: Connection) -> None:
-    """Say so when prepared, then attack until told to stop. Runs in a process."""
-    # It warns of each write to a connection that the server has closed: the server is right to.
+    """Send a message when prepared, and attack until told to stop. It runs in its own process."""
+    # asyncio warns of each write to a connection that the server has closed, which it may do.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     inputs.prepare()
     orders.send("prepared")

@@ -1,6 +1,6 @@
 """Hostile inputs. Each is a coroutine that attacks once; `attack` repeats all of them at once.
 
-Every input comes from an address of its own in 127.0.0.0/8, as a client of its own.
+Every input has its own address in 127.0.0.0/8, so that it counts as a client.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class Target(NamedTuple):
 async def connect(
     target: Target,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection from the target's own address."""
+    """Connect from the target's address."""
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", target.port, local_addr=(target.address, 0)
     )
@@ -48,7 +48,7 @@ async def connect(
 
 
 async def exchange(target: Target, data: bytes) -> bytes:
-    """Send one request and return what has come by the end of the answer's head."""
+    """Send one request; return all bytes up to the end of the answer's head."""
     async with connect(target) as (reader, writer):
         writer.write(data)
         await writer.drain()
@@ -65,7 +65,7 @@ async def post(target: Target, body: bytes, *lines: str) -> bytes:
 
 
 async def endless_trailers(target: Target) -> None:
-    """Trailers for ever, after a chunked body."""
+    """Send trailers without end, after a chunked body."""
     path = random.choice(["/sse/metrics", "/health", "/v1/decisions"])
     method = "POST" if path == "/v1/decisions" else "GET"
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
@@ -77,7 +77,7 @@ async def endless_trailers(target: Target) -> None:
 
 
 async def endless_chunks(target: Target) -> None:
-    """Chunks of one byte with extensions, for ever."""
+    """Send chunks of one byte with extensions, without end."""
     head = b"POST /v1/decisions HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with connect(target) as (_, writer):
         writer.write(head)
@@ -87,14 +87,14 @@ async def endless_chunks(target: Target) -> None:
 
 
 async def head_of_a_stream(target: Target) -> None:
-    """HEAD of a stream with a request behind it, and gone."""
+    """Ask for a stream with HEAD and a request behind it, and disconnect."""
     async with connect(target) as (_, writer):
         writer.write(b"HEAD /sse/metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 2)
         await writer.drain()
 
 
 async def pipelined_behind_a_stream(target: Target) -> None:
-    """A stream with requests behind it, and gone."""
+    """Ask for a stream with requests behind it, and disconnect."""
     async with connect(target) as (reader, writer):
         writer.write(b"GET /sse/metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 5)
@@ -102,7 +102,7 @@ async def pipelined_behind_a_stream(target: Target) -> None:
 
 
 async def announced_bodies(target: Target) -> None:
-    """Many connections that announce a body and send none of it."""
+    """Open many connections that announce a body and send none of it."""
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(250):
             _, writer = await stack.enter_async_context(connect(target))
@@ -112,7 +112,7 @@ async def announced_bodies(target: Target) -> None:
 
 
 async def large_body_held_back(target: Target) -> None:
-    """Almost all of a large body, and then nothing."""
+    """Send almost all of a large body, and then nothing."""
     async with connect(target) as (_, writer):
         writer.write(b"POST /v1/decisions HTTP/1.1\r\nHost: 127.0.0.1\r\n")
         writer.write(b"Content-Length: 16000000\r\n\r\n" + b" " * 8_000_000)
@@ -121,14 +121,14 @@ async def large_body_held_back(target: Target) -> None:
 
 
 async def offered_upgrade(target: Target) -> None:
-    """An upgrade that no server takes, with a body that looks like a request."""
+    """Offer an upgrade that no server accepts, with a body that looks like a request."""
     hidden = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     answer = await post(target, hidden, "Connection: Upgrade", "Upgrade: h2c")
     assert answer.startswith(b"HTTP/1.1 4"), answer
 
 
 async def corpus(target: Target) -> None:
-    """One of the hostile requests that the tests of HTTP know."""
+    """Send one of the hostile requests of the HTTP tests."""
     case, variant = random.choice(CORPUS), random.choice(VARIANTS)
     async with connect(target) as (reader, writer):
         for piece in case.pieces(f"127.0.0.1:{target.port}", variant):
@@ -140,13 +140,13 @@ async def corpus(target: Target) -> None:
 
 
 async def foreign_host(target: Target) -> None:
-    """A name that was made to point here."""
+    """Use a foreign name that leads to this machine."""
     answer = await exchange(target, b"GET /health HTTP/1.1\r\nHost: rebind.example\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 421"), answer
 
 
 async def bad_requests(target: Target) -> None:
-    """Many requests that a log would have a line for."""
+    """Send many requests of which each would be a log line."""
     for _ in range(50):
         await exchange(target, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
 
@@ -155,33 +155,33 @@ async def bad_requests(target: Target) -> None:
 
 
 async def old_minutes(target: Target) -> None:
-    """Decisions in 2,000 old minutes, the same ones and others."""
+    """Send decisions in 2,000 old minutes, equal ones and others."""
     await post(target, _old_minutes(2_000, random.choice([0, 0, 3])), GZIP)
 
 
 async def as_many_old_minutes_as_fit(target: Target) -> None:
-    """The largest batch, each decision in another minute, of one range of minutes or another."""
+    """Send the largest batch, each decision in another minute, from one of several ranges."""
     await post(target, _old_minutes(50_000, 35 * random.randrange(COPIES)), GZIP)
 
 
 async def all_series_in_a_minute(target: Target) -> None:
-    """A cell for each series, in one minute or another."""
+    """Send a decision of each series, in one of several minutes."""
     for body in _all_series(random.randrange(COPIES)):
         await post(target, body, GZIP)
 
 
 async def sums_beyond_64_bits(target: Target) -> None:
-    """Costs and tokens as large as they may be."""
+    """Send the largest costs and tokens."""
     await post(target, _dear(), GZIP)
 
 
 async def unknown_models(target: Target) -> None:
-    """Names that no price table has, with tokens to be priced."""
+    """Send models that no price table has, with tokens."""
     await post(target, _unknown_models(random.randrange(COPIES)), GZIP)
 
 
-# Bodies are made once, before the attack: an attacker who makes them all the time would take the
-# processor from the server and its other clients, which share this machine.
+# Bodies are made once, before the attack. To make them all the time would take processor time
+# from the server and its other clients on this machine.
 
 
 @cache
@@ -218,8 +218,8 @@ def prepare() -> None:
         _unknown_models(variant)
 
 
-async def names_over_the_bound(target: Target) -> None:
-    """New names and new projects for known ids and for new ones."""
+async def names_over_the_limit(target: Target) -> None:
+    """Send new names and new projects, with known and with new ids."""
     tag = os.urandom(4).hex()
     some = [
         {"strategy": f"{tag}-{n}", "provider": "p1", "project": f"{tag}{n % 7}", "id": f"{n}"}
@@ -229,7 +229,7 @@ async def names_over_the_bound(target: Target) -> None:
 
 
 async def broken_lines(target: Target) -> None:
-    """Bodies that take long to find out about."""
+    """Send bodies whose errors take long to find."""
     body = random.choice(
         [
             b"x\n" * 99_000,
@@ -247,7 +247,7 @@ async def broken_lines(target: Target) -> None:
 
 
 async def different_documents(target: Target) -> None:
-    """Filters that nobody else has, one after the other."""
+    """Ask for views that no other client has, one after the other."""
     for number in range(20):
         query = f"strategy=s1&strategy=x{random.randrange(10**9)}-{number}&window=1h"
         await exchange(
@@ -259,7 +259,7 @@ async def different_documents(target: Target) -> None:
 async def subscriber(
     target: Target,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A WebSocket that speaks routecast.v1."""
+    """Open a WebSocket with routecast.v1."""
     key = base64.b64encode(os.urandom(16)).decode()
     head = [
         "GET /ws/metrics HTTP/1.1",
@@ -282,13 +282,13 @@ def message(**fields: object) -> bytes:
 
 
 def subscribe(identity: str, **asked: object) -> bytes:
-    """Return a subscription to a view that nobody else has."""
+    """Return a subscription to a view that no other client has."""
     chosen = {"strategy": ["s1", f"x{random.randrange(10**9)}"]}
     return message(type="subscribe", id=identity, filter=chosen, **asked)
 
 
 async def many_views_on_one_connection(target: Target) -> None:
-    """Sixteen views, each of its own, ten times a second."""
+    """Subscribe to sixteen different views, ten times a second."""
     async with subscriber(target) as (reader, writer):
         for number in range(16):
             fields = ["total_decisions", "latency_ms", "models", "rate"]
@@ -300,7 +300,7 @@ async def many_views_on_one_connection(target: Target) -> None:
 
 
 async def new_views_all_the_time(target: Target) -> None:
-    """Many connections, each with a new view every half second."""
+    """Open many connections, each with a new view every half second."""
     async with contextlib.AsyncExitStack() as stack:
         writers = []
         for _ in range(40):
@@ -313,7 +313,7 @@ async def new_views_all_the_time(target: Target) -> None:
 
 
 async def large_histories_not_read(target: Target) -> None:
-    """Large answers that nobody reads, over HTTP and WebSocket."""
+    """Ask for large histories over HTTP and WebSocket, and do not read them."""
     asked = {"points": 2_000, "group_by": "model", "from": "2026-01-01T00:00:00Z"}
     fields = ["count", "cost", "avg_cost", "errors", "avg_confidence", "input_tokens"]
     query = "&".join(f"{name}={value}" for name, value in asked.items())
@@ -329,8 +329,8 @@ async def large_histories_not_read(target: Target) -> None:
         await asyncio.sleep(8)
 
 
-# So many seconds lie between two attacks of each kind: together they keep the server busy without
-# leaving the clients that behave well no processor of their own to run on.
+# Seconds between two attacks of each kind. Together they keep the server busy, and leave some
+# processor time for the clients that behave well.
 EVERY: Final[dict[Callable[[Target], Awaitable[None]], float]] = {
     endless_trailers: 2,
     endless_chunks: 5,
@@ -347,7 +347,7 @@ EVERY: Final[dict[Callable[[Target], Awaitable[None]], float]] = {
     all_series_in_a_minute: 20,
     sums_beyond_64_bits: 30,
     unknown_models: 20,
-    names_over_the_bound: 5,
+    names_over_the_limit: 5,
     broken_lines: 5,
     different_documents: 2,
     many_views_on_one_connection: 1,
@@ -357,7 +357,7 @@ EVERY: Final[dict[Callable[[Target], Awaitable[None]], float]] = {
 
 
 async def attack(port: int) -> None:
-    """Attack with all inputs, again and again, until cancelled."""
+    """Repeat all attacks until cancelled."""
     async with asyncio.TaskGroup() as group:
         for number, (attempt, seconds) in enumerate(EVERY.items(), 1):
             group.create_task(_repeat(attempt, Target(port, f"127.0.1.{number}"), seconds))
@@ -367,7 +367,7 @@ async def _repeat(
     attempt: Callable[[Target], Awaitable[None]], target: Target, seconds: float
 ) -> None:
     for _ in itertools.count():
-        # A server that closes the connection or says no is right to do so.
+        # The server may close the connection or refuse the request.
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
             await attempt(target)
         await asyncio.sleep(seconds * random.uniform(0.5, 1.5))

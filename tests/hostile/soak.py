@@ -27,9 +27,9 @@ SPARE_FILES: Final = 20
 
 @dataclass(slots=True)
 class Report:
-    """What a soak came to. `broken` must be empty always; `missed` lists targets that were missed.
+    """The results of a soak. `broken` must be empty; `missed` lists targets that were missed.
 
-    `memory` has bytes in use for each second, `restart` seconds and bytes of a fresh start.
+    `memory` has the bytes in use at each second; `restart` the seconds and bytes of a restart.
     """
 
     database: str
@@ -50,7 +50,7 @@ class Report:
 
 
 class _Helper:
-    """A function in a process of its own, with a pipe to tell it to stop."""
+    """A function in its own process, with a pipe to tell it to stop."""
 
     def __init__(self, work: Callable[[int, Connection], None], port: int) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
@@ -59,12 +59,12 @@ class _Helper:
         self._process.start()
 
     def hear(self) -> Any:
-        """Return what it says next."""
+        """Return its next message."""
         assert self._pipe.poll(120), "the process says nothing"
         return self._pipe.recv()
 
     def stop(self) -> Any:
-        """Tell it to stop; return what it has to say."""
+        """Tell it to stop; return its last message."""
         self._pipe.send("stop")
         said = self.hear()
         self._process.join(30)
@@ -97,7 +97,7 @@ def soak(
 
 
 def _started(server: Server) -> tuple[float, int]:
-    """Start a server; return how long that took, and how much memory it took."""
+    """Start a server; return the seconds that it took, and its largest memory in bytes."""
     began = time.monotonic()
     server.start()
     return time.monotonic() - began, _peak(server)
@@ -111,7 +111,7 @@ def _peak(server: Server) -> int:
 
 
 def _fill(server: Server) -> None:
-    """Make a rollup of every key there may be."""
+    """Make rollups of all possible keys."""
     for body in traffic.batches(traffic.every_series()):
         answer = server.http.post(
             "/v1/decisions", content=body, headers={"Content-Encoding": "gzip"}, timeout=120
@@ -138,7 +138,7 @@ def _attack(server: Server, report: Report, tell: Callable[[str], None]) -> None
     report.seen = good.stop()
     report.broken += report.seen.wrong
     _check_files(server, files, report)
-    # And once more, to stop it under attack.
+    # Attack again, to stop the server during an attack.
     hostile = _Helper(attack, server.port)
     hostile.hear()
     time.sleep(3)
@@ -172,20 +172,20 @@ def _check_files(server: Server, before: int, report: Report) -> None:
 def _verify(server: Server, report: Report) -> None:
     command = [executable, "-m", "routecast", "verify", "--database", server.database_url]
     done = run(command, capture_output=True, text=True, check=False, env=server.env)
-    # What it found comes first, then what it cannot detect.
+    # The first line has the result, and later lines what `verify` cannot detect.
     report.verified = (done.stdout + done.stderr).strip().partition("\n")[0][:200]
     if done.returncode:
         report.broken.append(f"verify: {(done.stdout + done.stderr)[:2_000]}")
 
 
 def _check_counts(server: Server, report: Report) -> None:
-    """Compare what producers were told with what is counted for their project."""
+    """Compare the receipts of producers with the count of their project."""
     counted = server.metrics(project=PROJECT)["total_decisions"] - _FILLED
     if counted != report.seen.accepted:
         report.broken.append(f"{counted} decisions are counted, {report.seen.accepted} were sent")
 
 
-# Of those that fill the series, so many have the names of the producers.
+# The number of decisions of `_fill` that have the names of the producers.
 _FILLED: Final = len(traffic.BANDS) * len(traffic.STATUSES)
 
 

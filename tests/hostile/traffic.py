@@ -15,7 +15,7 @@ DAY: Final = 86_400
 
 
 def names(count: int = COMBINATIONS) -> Iterator[dict[str, str]]:
-    """Yield combinations of names, the well-behaved producers' first, within the default bounds."""
+    """Yield combinations of names within the default limits; the first one is STEADY."""
     yield STEADY
     for number in range(1, count):
         yield {
@@ -32,7 +32,7 @@ def every_series(timestamp: float | None = None) -> Iterator[dict[str, Any]]:
 
 
 def every_other_series(timestamp: float) -> Iterator[dict[str, Any]]:
-    """Yield the same without those that the producers that behave well count in."""
+    """Yield the same decisions without those of the project PROJECT."""
     return (each for each in every_series(timestamp) if each.get("project") != PROJECT)
 
 
@@ -48,13 +48,13 @@ def packed(decisions: list[dict[str, Any]]) -> bytes:
 
 
 def old_minutes(count: int, now: float, name: dict[str, str] = STEADY) -> bytes:
-    """Return a body of decisions of one series, each in another minute of the past."""
+    """Return a body of decisions of one series, each in another past minute."""
     start = now // 60 * 60 - 60 * count
     some = ({**name, "project": "old", "timestamp": start + 60 * n} for n in range(count))
     return packed(list(some))
 
 
 def request(path: str, body: bytes, *lines: str, method: str = "POST") -> bytes:
-    """Return a whole request."""
+    """Return a complete request."""
     head = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}", *lines]
     return "\r\n".join([*head, "", ""]).encode() + body

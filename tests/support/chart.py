@@ -24,7 +24,7 @@ class Chart:
         self.series: dict[str, dict[str, list[Any]]] = {}
 
     def take(self, message: Mapping[str, Any]) -> None:
-        """Replace what is held, from the message's first bucket on."""
+        """Replace the buckets from the message's first one on."""
         start = datetime.fromisoformat(message["from"])
         step = timedelta(seconds=message["step"])
         if self.first is None or step != self.step:
@@ -32,7 +32,7 @@ class Chart:
         if start < self.first:
             self.first, self.points, self.series = start, 0, {}
         kept = (start - self.first) // step
-        if kept > self.points:  # all that was held is over
+        if kept > self.points:  # the message begins after all held buckets
             self.first, kept, self.points, self.series = start, 0, 0, {}
         told = {one["key"]: one for one in message["series"]}
         for key in {**self.series, **told}:

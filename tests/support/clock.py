@@ -62,13 +62,13 @@ class HeldTimers:
         return sorted(timer.moment for timer in self.timers if not timer.cancelled)
 
     async def armed(self) -> None:
-        """Return once a call is to be made: what these timers drive has done what was due."""
+        """Return when a call is pending: the code that uses these timers has then done its work."""
         while not self.pending():
             self._armed.clear()
             await self._armed.wait()
 
     async def pass_time(self, seconds: float) -> None:
-        """Move the clock, and stop at each moment at which something is due until it is done."""
+        """Move the clock, and stop at each pending call until its work is done."""
         end = self.moment + seconds
         await self.armed()
         while (due := self.pending()[0]) <= end:

@@ -22,7 +22,7 @@ DOCUMENT = {"total_decisions": 7, "avg_confidence": None, "timestamp": "2026-01-
 
 
 async def _stream(socket: WebSocket) -> None:
-    await socket.accept()  # whatever subprotocol was asked for
+    await socket.accept()  # without any subprotocol
     try:
         while True:
             await socket.send_json({**DOCUMENT, "query": str(socket.query_params)})
@@ -53,7 +53,7 @@ def plain_server() -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
-        time.sleep(0.01)  # between two looks; that it has started is the event
+        time.sleep(0.01)  # time between two checks; the start is the event
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -32,10 +32,10 @@ def remount(folder: Path, how: str) -> None:
 
 @contextmanager
 def immutable(path: Path) -> Iterator[None]:
-    """Have the system refuse every write to a file; skip the test if it cannot be made to.
+    """Make the system refuse every write to a file; skip the test if that is not possible.
 
-    Also where the file is open for writing: a file system with open files cannot be remounted
-    read-only, as disk errors do.
+    This works also if the file is open for writing, when its file system cannot be remounted
+    read-only.
     """
     lock = ["chattr", "+i"]
     if shutil.which("chattr") is None or os.getuid() != 0:

@@ -165,7 +165,7 @@ class FanoutHarness:
         self.instruments = Instruments()
         self.snapshot = Snapshot(Position("e", 0), NOW)
         self.source: Source | None = Source.LIVE
-        self.reads = 0  # of what other sources than live state answer
+        self.reads = 0  # reads from other sources than live state
         loader = SnapshotLoader(
             store,
             cache,
@@ -193,7 +193,7 @@ class FanoutHarness:
         self.serve_history(None)
 
     def serve_history(self, histories: HistorySubscriptions | None) -> None:
-        """Have new connections ask for histories there."""
+        """Make new connections get histories from there."""
         self.peers = Peers(self.manager, self.channels, cast(Any, histories), self.timers)
 
     # -- state (`channels.DocumentSource`) ------------------------------------------------------
@@ -269,7 +269,7 @@ class FanoutHarness:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Serve channels, and render views, beside the body."""
+        """Serve channels and render views during the body."""
         async with running(self.channels.run()), running(self.renders.run()):
             yield
 
@@ -304,7 +304,7 @@ class FanoutHarness:
         return self.timers.moment - START
 
     async def go(self, seconds: float) -> None:
-        """Move the clock on."""
+        """Move the clock forward."""
         await self.go_to(self.seconds + seconds)
 
     def count(self, name: str, **labels: str) -> float:

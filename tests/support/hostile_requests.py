@@ -51,7 +51,7 @@ class Hostile:
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """The paths to try it on."""
+        """The paths on which it is tried."""
         return VARIANTS if any(VARIANT_MARK in piece for piece in self.sent) else ("fast",)
 
     def pieces(self, host: str, variant: Variant = "fast") -> list[bytes]:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 START_SECONDS = 30.0
 
 
-class _Telling(uvicorn.Server):
+class _ServerWithStartEvent(uvicorn.Server):
     """A server with an event for its start."""
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -35,8 +35,8 @@ class _Telling(uvicorn.Server):
         self.listening.set()
 
 
-class InsideServer:
-    """Uvicorn on a free port, in a thread with a loop of its own."""
+class InProcessServer:
+    """Uvicorn on a free port, in a thread with its own event loop."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class InsideServer:
             http = partial(FastPathHttpProtocol, app.decisions, shared)
             config.http = cast("type[asyncio.Protocol]", http)
             config.ws = cast("type[asyncio.Protocol]", self.services.websockets.protocol)
-        self._server = _Telling(config)
+        self._server = _ServerWithStartEvent(config)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def children_heed_ctrl_c() -> Iterator[None]:
+def children_react_to_ctrl_c() -> Iterator[None]:
     """Let processes that are started within react to SIGINT, even if this one ignores it.
 
     A shell starts background commands with SIGINT ignored, and programs inherit that. A handler is

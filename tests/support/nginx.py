@@ -32,10 +32,10 @@ def executable() -> str:
     return found
 
 
-class Answering:
+class CustomNginx:
     """nginx with a test's own servers, given as the content of `http { }`; waits for `port`.
 
-    Use as a context manager. `say` gives it other servers, and returns when they answer.
+    Use as a context manager. `serve` gives it other servers, and returns when they answer.
     """
 
     def __init__(self, folder: Path, port: int, servers: str) -> None:
@@ -51,7 +51,7 @@ class Answering:
             f"http {{ access_log off; {_OWN_FOLDERS} {servers} }}\n"
         )
 
-    def say(self, servers: str) -> None:
+    def serve(self, servers: str) -> None:
         """Stop, and start with other servers on the same ports."""
         self.__exit__()
         self._write(servers)
@@ -70,7 +70,7 @@ class Answering:
             except httpx2.TransportError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError(f"nginx did not start:\n{log.read_text()}") from None
-                time.sleep(0.02)  # between two questions; the answer is the event
+                time.sleep(0.02)  # time between two checks; the answer is the event
             else:
                 return self
 
@@ -130,7 +130,7 @@ class Nginx:
         (self._folder / "nodes.conf").write_text("".join(lines))
 
     def reload(self) -> set[int]:
-        """Have nginx read its files again, once new workers run; return the old workers' pids."""
+        """Make nginx read its files again; return the pids of the old workers when new ones run."""
         assert self._process is not None
         old = self.workers()
         os.kill(self._process.pid, signal.SIGHUP)
@@ -154,7 +154,7 @@ class Nginx:
         return [executable(), *place, "-e", str(self.log), "-g", main, *words]
 
     def test(self) -> subprocess.CompletedProcess[str]:
-        """Have nginx check its configuration."""
+        """Make nginx check its configuration."""
         return subprocess.run(
             self.command("-t"), capture_output=True, text=True, timeout=30, check=False
         )
@@ -168,11 +168,11 @@ class Nginx:
             except httpx2.TransportError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError(f"nginx did not start:\n{self.log.read_text()}") from None
-                time.sleep(0.02)  # between two questions; the answer is the event
+                time.sleep(0.02)  # time between two checks; the answer is the event
             else:
                 return self
 
     def __exit__(self, *_: object) -> None:
         assert self._process is not None
-        os.kill(self._process.pid, signal.SIGTERM)  # at once, streams and all
+        os.kill(self._process.pid, signal.SIGTERM)  # at once, with all streams
         self._process.wait(STOP_SECONDS)

@@ -44,7 +44,7 @@ class FollowerProcess:
     """A process with the JavaScript client that prints what it receives."""
 
     def __init__(self, folder: Path, url: str, view: Message, *options: str) -> None:
-        # Outside of its own package, as for its users.
+        # Outside of the client's package, like the programs of its users.
         script = folder / "follow.mjs"
         script.write_bytes((CLIENT / "test" / "follow.js").read_bytes())
         self.process = subprocess.Popen(
@@ -63,7 +63,7 @@ class FollowerProcess:
             self._messages.put(json.loads(line))
 
     def until(self, good: Callable[[Message], bool]) -> Message:
-        """Return the next line that is good."""
+        """Return the next line that satisfies a condition."""
         seen = []
         while True:
             try:

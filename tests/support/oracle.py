@@ -74,7 +74,7 @@ def fact(
     high: Decimal = Decimal("0.8"),
     medium: Decimal = Decimal("0.5"),
 ) -> Fact:
-    """Read one decision as sent (JSON values); `received` is its moment if it names none."""
+    """Read one decision as sent (JSON values), decided at `received` if it has no timestamp."""
     confidence = sent.get("confidence")
     band: str | None = None
     exact: Decimal | None = None
@@ -105,7 +105,7 @@ def fact(
 
 
 def distinct(facts: Iterable[Fact]) -> list[Fact]:
-    """Return the facts without those whose id their project has sent before."""
+    """Return the facts without those whose project has sent their id before."""
     seen: set[tuple[str, str]] = set()
     kept = []
     for one in facts:
@@ -191,7 +191,7 @@ def _microseconds(stamp: str | float) -> int:
 
 
 def _within(one: Fact, window: str, now: int) -> bool:
-    """Windows are whole minutes: as many as they are long, and the one that runs."""
+    """Windows are whole minutes: as many as the window is long, and the unfinished one."""
     if window == "all":
         return True
     age = now // MINUTE - one.decided // MINUTE
@@ -250,7 +250,7 @@ def _errors(facts: Sequence[Fact]) -> dict[str, Any]:
 
 
 def _rate(facts: Iterable[Fact], now: int) -> float:
-    """The minute that runs counts in full; the one before by what of it is in the last minute."""
+    """The unfinished minute counts in full; the one before by its part of the last 60 seconds."""
     minute, elapsed = divmod(now, MINUTE)
     counts = Counter(one.decided // MINUTE for one in facts)
     before = counts[minute - 1] * Fraction(MINUTE - elapsed, MINUTE)

@@ -67,7 +67,7 @@ class PgBouncer:
         return self
 
     def start(self) -> None:
-        """Start it, and wait until it takes connections."""
+        """Start it, and wait until it accepts connections."""
         found = program()
         assert found is not None, "PgBouncer is not installed"
         as_user: dict[str, Any] = {"user": USER} if USER else {}

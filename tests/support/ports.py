@@ -28,10 +28,10 @@ def _locks() -> BinaryIO:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free now, and that this process has until it ends."""
+    """Return a port of 127.0.0.1 that is free now, and reserved for this process until it ends."""
     while True:
         port = secrets.choice(PORTS)
-        # A process may lock a byte again that it has locked: `_own` tells its own ports.
+        # A process may lock a byte again that it has locked, so its own ports are in `_own`.
         with suppress(BlockingIOError):
             if port not in _own:
                 fcntl.lockf(_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)

@@ -73,12 +73,12 @@ class Postgres:
 
 
 def dump(url: str) -> bytes:
-    """Return what pg_dump writes of Routecast's tables; skip the test where there is none."""
+    """Return the dump of Routecast's tables by pg_dump; skip the test without pg_dump."""
     return _run_client("pg_dump", "--clean", "--if-exists", "--schema=routecast", url)
 
 
 def put_back(url: str, dumped: bytes) -> None:
-    """Put Routecast's tables back as they were dumped, by psql, whoever uses them."""
+    """Restore Routecast's tables from a dump with psql, also while they are in use."""
     words = ["--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"]
     _run_client("psql", *words, url, given=dumped)
 
@@ -128,7 +128,7 @@ class OwnPostgres(Postgres):
             if self.process.poll() is not None:
                 self._thread.submit(
                     self._launch
-                ).result()  # after a crash, the last of its processes may not be gone yet
+                ).result()  # after a crash, its last processes may still run
             time.sleep(0.02)
 
     def _launch(self) -> None:
@@ -177,7 +177,7 @@ class OwnPostgres(Postgres):
 
 
 def _end_with_us() -> None:
-    """Have the kernel end the server when the tests are killed."""
+    """Make the kernel end the server when the tests are killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG
 

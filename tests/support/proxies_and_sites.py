@@ -43,7 +43,7 @@ def plain_proxy(server: Server, *, lose: int = 0) -> Iterator[str]:
         do_OPTIONS = do_POST = do_GET  # noqa: N815  # -- what BaseHTTPRequestHandler looks for
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with _serving(Handler) as port:
         yield f"http://127.0.0.1:{port}"
@@ -51,7 +51,7 @@ def plain_proxy(server: Server, *, lose: int = 0) -> Iterator[str]:
 
 @contextmanager
 def site() -> Iterator[str]:
-    """Run a site with an empty page; yield its address, by a name."""
+    """Run a site with an empty page; yield its address, with a name as host."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -61,7 +61,7 @@ def site() -> Iterator[str]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with _serving(Handler) as port:
         yield f"http://metrics.example:{port}"
@@ -76,7 +76,7 @@ def folder(path: Path) -> Iterator[str]:
             super().__init__(*given, directory=str(path))
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with _serving(Handler) as port:
         yield f"http://127.0.0.1:{port}"

@@ -15,7 +15,7 @@ class Reset(Enum):
     NEVER = 0
     AT_ONCE = 1
     AFTER_BYTES = 2  # the first ones that a client sends
-    ON_REPLY = 3  # once the server has answered something
+    ON_REPLY = 3  # after the first answer of the server
 
 
 class Proxy:
@@ -23,7 +23,7 @@ class Proxy:
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
         self.delay = 0.0  # seconds, each way
-        self.resets = 0  # connections that were
+        self.resets = 0  # connections that were reset
         self._reset = Reset.NEVER
         self._open: set[asyncio.StreamWriter] = set()
         self.silent = False  # drop all data silently
@@ -48,7 +48,7 @@ class Proxy:
         self._open.add(writer)
         try:
             there = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:  # nobody is there now
+        except OSError:  # the target does not run
             self._open.discard(writer)
             writer.transport.abort()
             return

@@ -34,7 +34,7 @@ def frame(
         head = struct.pack("!BBH", first, bit | 126, len(payload))
     else:
         head = struct.pack("!BBQ", first, bit | 127, len(payload))
-    # A mask of zeros: the payload stands as it is.
+    # A mask of zeros leaves the payload unchanged.
     return head + b"\0\0\0\0" * masked + payload
 
 
@@ -75,7 +75,7 @@ class RawConnection:
         self.socket.sendall(data)
 
     def answer(self) -> Answer:
-        """Read one HTTP answer, its body by its length."""
+        """Read one HTTP answer, with a body of its Content-Length."""
         head = self.head()
         return head._replace(body=self._take(int(head.headers.get("content-length", "0"))))
 
@@ -119,7 +119,7 @@ class RawConnection:
         return code, reason
 
     def peek(self) -> bytes:
-        """Read once more; return the buffer."""
+        """Read once; return the buffer."""
         assert self._more(), f"the line ended in {self._read!r}"
         return self._read
 

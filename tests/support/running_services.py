@@ -13,7 +13,7 @@ PATIENCE = 30.0
 
 @asynccontextmanager
 async def running(service: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
-    """Run a service beside the body, and cancel it at the end. Its exceptions are raised."""
+    """Run a service during the body, and cancel it at the end. Its exceptions are raised."""
     task = asyncio.create_task(service)
     try:
         yield task
@@ -26,7 +26,7 @@ async def running(service: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.T
 async def until(reached: Callable[[], object]) -> None:
     """Return when a condition is true; fail after a long time."""
     async with asyncio.timeout(PATIENCE):
-        while not reached():  # noqa: ASYNC110  # -- what is looked at has no event of its own
+        while not reached():  # noqa: ASYNC110  # -- the condition has no event of its own
             await asyncio.sleep(0.002)
 
 

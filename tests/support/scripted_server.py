@@ -1,4 +1,4 @@
-"""A scripted WebSocket server, for behaviour that a real server cannot be made to show."""
+"""A scripted WebSocket server, for behaviour that a real server does not show on demand."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,7 +31,7 @@ class ScriptedConnection:
         return _read(await self.socket.recv(decode=False))
 
     async def send(self, *messages: Message | str) -> None:
-        """Send messages as they are given."""
+        """Send messages unchanged."""
         for message in messages:
             text = message if isinstance(message, str) else msgspec.json.encode(message).decode()
             await self.socket.send(text)
@@ -47,7 +47,7 @@ class ScriptedConnection:
         await self.socket.close(code, reason)
 
     async def wait_closed(self) -> None:
-        """Stay until the client leaves."""
+        """Wait until the client disconnects."""
         await self.socket.wait_closed()
 
 
@@ -95,5 +95,5 @@ def delta(base: int, seq: int, data: Message, **more: Any) -> Message:
 async def until(met: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait until a condition is met."""
     async with asyncio.timeout(seconds):
-        while not met():  # noqa: ASYNC110  # -- between two questions; the answer is the event
+        while not met():  # noqa: ASYNC110  # -- time between two checks; the answer is the event
             await asyncio.sleep(0.001)

@@ -89,13 +89,13 @@ class Server:
         return [*uvicorn, *port, "--ws", "websockets-sansio", *pings, *log]
 
     def start(self) -> Self:
-        """Start, on the same port and database as before; return when it is ready."""
+        """Start on the same port and database as before; return when it is ready."""
         self.launch()
         self.wait_until_started()
         return self
 
     def wait_until_started(self) -> None:
-        """Wait until it is ready, or serves streams."""
+        """Wait until it is ready or, without a database, until it serves streams."""
         self.wait_for(self._started, 200)
 
     def launch(self) -> None:
@@ -119,7 +119,7 @@ class Server:
                 pass
             if time.monotonic() > deadline:
                 raise AssertionError(f"no {status} of {path}:\n{self.log.read_text()}")
-            time.sleep(0.02)  # between two questions; the answer is the event
+            time.sleep(0.02)  # time between two checks; the answer is the event
 
     def wait_for_log(self, *lines: str) -> None:
         """Wait until the server has logged all these texts, in this order."""
@@ -181,11 +181,11 @@ class Server:
         return count
 
     def wait_for_active(self, count: int, seconds: float) -> float:
-        """Wait until this number of streams is open; return the seconds that took."""
+        """Wait until this number of streams is open; return the seconds that it took."""
         started = time.monotonic()
         while (active := self.active()) != count:
             assert time.monotonic() - started < seconds, f"{active} are still open"
-            time.sleep(0.05)  # between two questions; the answer is the event
+            time.sleep(0.05)  # time between two checks; the answer is the event
         return time.monotonic() - started
 
     def instrument(self, name: str) -> float:
@@ -199,7 +199,7 @@ class Server:
         return round(self.instrument(f'routecast_connections_closed_total{{code="{code}"}}'))
 
     def memory(self) -> int:
-        """Return the bytes of memory the process has in use."""
+        """Return the bytes of memory that the process has in use."""
         assert self.process is not None
         command = ["ps", "-o", "rss=", "-p", str(self.process.pid)]
         return 1024 * int(subprocess.run(command, capture_output=True, check=True).stdout)

@@ -6,7 +6,7 @@ import apsw
 
 
 def exchange_leaves(path: Path, name: str) -> None:
-    """Exchange the first two leaf pages of a table or an index, each of which stays sound.
+    """Exchange the first two leaf pages of a table or an index, each of which stays valid.
 
     The database must be closed, so that all of it is in the file.
     """

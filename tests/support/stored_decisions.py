@@ -18,7 +18,7 @@ _POSTGRES = f"""SELECT c.seq, {_COLUMNS} FROM routecast.decisions d
 
 
 class Committed(NamedTuple):
-    """A decision, and the commit that brought it."""
+    """A decision, and the seq of its commit."""
 
     seq: int
     fact: Fact

@@ -10,14 +10,14 @@ from tests.support.server import Server
 
 @dataclass
 class Tab:
-    """A page, the errors that the browser reported, and the hosts it asked."""
+    """A page, the errors that the browser reported, and the hosts that it asked."""
 
     page: Page
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
 
     def wait_longest(self) -> None:
-        """Have the page use the longest delays; normally it draws random ones up to them."""
+        """Make the page use the longest delays in place of random ones."""
         self.page.add_init_script("Math.random = () => 1 - Number.EPSILON")
 
     def open(self, server: Server) -> Page:
@@ -28,6 +28,6 @@ class Tab:
 
 
 def wait_seconds(page: Page, least: int, most: int) -> None:
-    """Expect a countdown to the next attempt that starts within these bounds."""
+    """Expect a countdown to the next attempt that starts within these limits."""
     seconds = "|".join(str(second) for second in range(least, most + 1))
     expect(page.locator(".state")).to_have_text(re.compile(rf"^Reconnecting in ({seconds}) s$"))

@@ -9,4 +9,4 @@ def until(met: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < deadline
-        time.sleep(0.01)  # between two questions; the answer is the event
+        time.sleep(0.01)  # time between two checks; the result is the event

@@ -1,4 +1,4 @@
-"""A watcher: reads the stream of a node until the end, and keeps every frame."""
+"""A watch reads the stream of a node until the end, and keeps every frame."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ class Watch:
     wrong: list[str] = field(default_factory=list)
 
     async def run(self, http: httpx2.AsyncClient) -> None:
-        """Read, and connect again whenever the connection is lost. Never ends."""
+        """Read, and reconnect whenever the connection is lost. Never ends."""
         url = f"{self.node.url}/sse/metrics?interval={INTERVAL}"
         while True:
             try:

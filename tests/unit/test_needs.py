@@ -13,7 +13,7 @@ TESTS = Path(__file__).parents[1]
 CHROMIUM = lacks("Chromium", "apt install chromium")
 
 
-class Written:
+class RecordingReporter:
     """A reporter of skipped tests that keeps its lines."""
 
     def __init__(self, *reasons: str) -> None:
@@ -33,7 +33,7 @@ class Cache(dict[str, Any]):
 
 
 def written(cache: Cache, *reasons: str, go_on: bool = False) -> list[str]:
-    reporter = Written(*reasons)
+    reporter = RecordingReporter(*reasons)
     config: Any = SimpleNamespace(cache=cache)
     list_skipped(reporter, config, go_on=go_on)  # type: ignore[arg-type]
     return reporter.lines
