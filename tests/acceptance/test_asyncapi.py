@@ -94,7 +94,9 @@ def test_golden_messages_are_described(described: Described, name: str) -> None:
         described.check(operation, {**case["message"], "type": "dance"})
 
 
-async def test_what_a_server_really_says_is_described(server: Server, described: Described) -> None:
+async def test_messages_of_a_real_server_are_described(
+    server: Server, described: Described
+) -> None:
     """Every kind of message of a real connection fits its description."""
     seen = set()
     async with v1_client(server) as client:

@@ -73,9 +73,7 @@ def test_backup_of_a_running_server_is_restored_after_a_kill(tmp_path: Path) -> 
         (("restore", "{folder}/text"), "is no backup of a SQLite database"),
     ],
 )
-def test_what_cannot_be_done_is_reported_in_a_line(
-    tmp_path: Path, words: tuple[str, ...], reason: str
-) -> None:
+def test_each_refusal_is_one_line(tmp_path: Path, words: tuple[str, ...], reason: str) -> None:
     """The exit code is 2, and no file is left behind."""
     (tmp_path / "text").write_text("strategy\n")
     before = sorted(os.listdir(tmp_path))

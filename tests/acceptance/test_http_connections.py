@@ -208,7 +208,7 @@ def test_endless_trailers_cost_nothing(server: Server, path: str, endless: bytes
     assert "Traceback" not in server.log.read_text()
 
 
-def test_what_follows_a_stream_is_not_kept(server: Server) -> None:
+def test_bytes_behind_a_stream_are_not_kept(server: Server) -> None:
     """A client that goes on sending behind its stream is disconnected, and nothing is kept."""
     before = server.memory()
     with RawConnection(server.port) as connection:

@@ -302,7 +302,7 @@ began = time.monotonic()
     assert said.count("the program ends with 5 decisions not sent") == 4, said
 
 
-def test_what_was_given_up_delays_no_exit() -> None:
+def test_a_closed_recorder_does_not_delay_the_exit() -> None:
     """The exit does not wait for a recorder that `close` has given up."""
     code = """
 recorder = Recorder(URL, exit_timeout=600)
@@ -345,7 +345,7 @@ LATE: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("place", LATE)
-def test_what_is_first_recorded_at_the_exit_arrives(server: Server, place: str) -> None:
+def test_a_first_decision_at_the_exit_arrives(server: Server, place: str) -> None:
     """A first decision at the exit arrives, though Python 3.12 starts no thread there."""
     begin, code = LATE[place]
     code = code.replace("Recorder(URL)", "Recorder(URL, exit_timeout=50)")
@@ -354,7 +354,7 @@ def test_what_is_first_recorded_at_the_exit_arrives(server: Server, place: str) 
 
 
 @pytest.mark.parametrize("place", LATE)
-def test_what_is_lost_at_the_exit_is_reported(place: str) -> None:
+def test_decisions_lost_at_the_exit_are_logged(place: str) -> None:
     """Decisions lost at the exit are logged in one line."""
     begin, code = LATE[place]
     code = code.replace("Recorder(URL)", "Recorder(URL, exit_timeout=0.1)")
@@ -362,7 +362,7 @@ def test_what_is_lost_at_the_exit_is_reported(place: str) -> None:
     assert said.count("not sent") + said.count("too late to be sent") == 1, said
 
 
-def test_what_is_dropped_for_want_of_room_is_reported() -> None:
+def test_decisions_dropped_by_a_full_queue_are_logged() -> None:
     """The number of decisions that a full queue dropped is logged once, at the latest at exit."""
     code = """
 recorder = Recorder(URL, capacity=100, exit_timeout=0.1)

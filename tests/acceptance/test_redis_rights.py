@@ -135,7 +135,7 @@ async def test_tls_that_the_server_does_not_speak(server: RedisServer, kind: str
     assert f"127.0.0.1:{server.port} does not speak TLS" in (check.problem or "")
 
 
-async def test_certificate_that_nobody_knows(server: RedisServer, certificate: Path) -> None:
+async def test_certificate_of_an_unknown_authority(server: RedisServer, certificate: Path) -> None:
     """The error says what to check."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)

@@ -40,7 +40,7 @@ PARTS = {
 }
 # The first awaits of a service, at each of which it fails once. Later ones are the same again.
 AWAITS = 6
-# What is not reached in this time, in seconds, needs work that nobody asks for here.
+# A state that is not reached in this time, in seconds, needs work that this test does not do.
 REACH_SECONDS = 0.1
 
 

@@ -270,7 +270,7 @@ async def test_file_is_opened_again_with_pauses(
 async def test_pauses_between_attempts_to_open_again_grow(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From 0.5 to 30 seconds; after a success they begin with the first again."""
+    """Pauses grow from 0.5 to 30 seconds, and start again from 0.5 after a success."""
     store, _ = await with_decisions(path)
 
     def fails() -> None:

@@ -29,7 +29,7 @@ async def test_empty_cache_has_nothing(cache: Cache) -> None:
     assert await cache.get() is None
 
 
-async def test_what_is_put_comes_back(cache: Cache) -> None:
+async def test_a_cached_snapshot_is_returned_whole(cache: Cache) -> None:
     """A snapshot comes back with all its sums, for every window."""
     await cache.put(snapshot(3))
     found = await cache.get()

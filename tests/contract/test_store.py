@@ -50,7 +50,7 @@ async def test_each_database_is_a_history_of_its_own(databases: Databases) -> No
     assert len(epochs) == 2
 
 
-async def test_what_is_committed_is_there_after_opening_again(connect: Connect) -> None:
+async def test_commits_are_there_after_opening_again(connect: Connect) -> None:
     """Epoch, seq, sums and known ids are the same."""
     first = connect()
     await first.open()

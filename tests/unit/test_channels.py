@@ -193,7 +193,7 @@ async def test_views_that_are_pushed_together_rest_together(fanout: FanoutHarnes
         assert fanout.timers.pending() == pytest.approx([START + 4.7, START + 5.7])
 
 
-async def test_what_moves_with_the_clock_is_sent_at_multiples_of_the_interval(
+async def test_values_of_the_clock_are_sent_at_multiples_of_the_interval(
     fanout: FanoutHarness,
 ) -> None:
     """It is not sent after each commit, and at least an interval after a pushed change."""
@@ -440,7 +440,7 @@ async def test_engines_are_asked_once_for_all_channels(fanout: FanoutHarness) ->
     assert fanout.reads == 1
 
 
-async def test_those_that_a_crash_left_out_are_served_after_it(small: FanoutHarness) -> None:
+async def test_members_that_a_crash_left_out_are_served_after_it(small: FanoutHarness) -> None:
     """Members that a crash left out are served, and the others not again in their interval."""
     crashes = 0
 
@@ -654,7 +654,7 @@ async def test_a_change_of_source_is_sent(fanout: FanoutHarness) -> None:
     assert [message["source"] for message in connection.messages()] == ["live", "stale", "live"]
 
 
-async def test_when_nothing_can_answer(fanout: FanoutHarness) -> None:
+async def test_without_a_source_a_client_gets_one_error(fanout: FanoutHarness) -> None:
     """The client gets one temporary error, and a snapshot as soon as there are numbers."""
     connection, late = fanout.connect_v1(), fanout.connect_v1()
     connection.subscribe(interval=FAST)

@@ -114,7 +114,7 @@ NOT_FINITE = ["NaN", "Infinity", "-Infinity"]
     text=st.sampled_from([*NOT_FINITE, '\\"NaN', ":NaN,", "\\ud800 NaN", "[ ]"]),
     spaces=st.sampled_from(["", " ", "\t"]),
 )
-def test_what_is_no_number_costs_only_its_field(
+def test_a_value_that_is_no_number_costs_only_its_field(
     form: str, value: str, text: str, spaces: str
 ) -> None:
     """NaN and infinities, which Python writes into JSON, cost only their field."""

@@ -419,7 +419,7 @@ async def test_sharing_delays_nothing_that_is_due(
 async def test_sharing_that_crashes_is_a_crash_of_live_state(
     bus_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So the supervisor reports it, and starts live state again."""
+    """The supervisor reports it, and starts live state again."""
 
     async def put(_: Snapshot) -> None:
         raise ZeroDivisionError

@@ -80,7 +80,7 @@ def test_hosts_of_others(host: str) -> None:
         *("[x]", "routecast:port", "routecast:99999", "a..b", ".", "é" * 300, "a" * 64, "a%2eb"),
     ],
 )
-def test_what_is_no_host(host: str) -> None:
+def test_text_that_is_no_host_is_refused(host: str) -> None:
     """An invalid host is a bad request, also if all hosts are allowed."""
     for sites in (SITES, Sites(hosts={"*"})):
         with pytest.raises(BadBody, match="Host"):

@@ -277,7 +277,7 @@ def test_commits_during_packing_are_not_packed(
 
 
 def test_large_snapshot_is_packed_in_steps() -> None:
-    """Also a cell that a commit changes is packed once only."""
+    """A cell that a commit changes during the packing is packed once, too."""
     cells = 5 * CELLS_PER_PACK_STEP
     many = [kept(n, model=f"m{n}") for n in range(cells)]
     snapshot = Snapshot(Position("e", 0), NOW)

@@ -35,7 +35,7 @@ from tests.support.needs import skip_without
 SMALL = 4_096
 
 
-def test_what_is_sent_arrives() -> None:
+def test_sent_bytes_arrive() -> None:
     """The returned number of bytes arrives, and none if the socket is full or closed."""
     near, far = socket.socketpair()
     with far:
@@ -238,7 +238,7 @@ def test_a_ring_that_is_let_go_of_is_closed() -> None:
     assert descriptors() == before
 
 
-def test_where_there_is_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_platform_has_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown platform is not tried."""
     monkeypatch.setattr(sys, "platform", "plan9")
     with pytest.raises(OSError) as refused:

@@ -174,7 +174,7 @@ def test_a_better_name_without_values_gives_way() -> None:
         ({"model": "size*2"}, BOTH, ("--map", "model", "factor")),
     ],
 )
-def test_what_cannot_be_done_names_the_flag_and_the_columns(
+def test_errors_have_the_option_and_the_columns(
     mapped: dict[str, str], fixed: dict[str, str], words: Sequence[str]
 ) -> None:
     """The error names the wrong or missing option, and the existing columns."""
@@ -247,7 +247,9 @@ def test_an_open_order_is_a_doubt(values: Sequence[str]) -> None:
         ("epoch_ms", ["1769862890789"], "--map timestamp=epoch_ms"),
     ],
 )
-def test_what_is_not_certain_is_a_doubt(name: str, values: Sequence[object], words: str) -> None:
+def test_a_reading_that_is_not_certain_is_a_doubt(
+    name: str, values: Sequence[object], words: str
+) -> None:
     """A doubt shows a value of the file, and the option that decides."""
     said = doubt(name, *values)
     assert name in said
@@ -258,7 +260,7 @@ def test_what_is_not_certain_is_a_doubt(name: str, values: Sequence[object], wor
 @pytest.mark.parametrize(
     ("name", "value"), [("batch", "1769862890789"), ("timeout", "30"), ("note", "2026")]
 )
-def test_what_only_looks_like_times_is_left_out(name: str, value: str) -> None:
+def test_numbers_that_only_look_like_times_are_left_out(name: str, value: str) -> None:
     """Numbers that could be Unix times need a name that means a time."""
     assert choose([{name: value}], NONE, BOTH).left_out == ((name, ""),)
 
@@ -367,7 +369,7 @@ def test_error_columns_hold_messages() -> None:
 # -- values that are not there, or cannot be used -----------------------------------------------
 
 
-def test_what_a_row_lacks_is_not_in_its_decision() -> None:
+def test_missing_values_of_a_row_are_not_in_its_decision() -> None:
     """Missing values are absent and never 0, and words for "no value" are no names."""
     rows = [
         {"cost": "0.1", "model": "m", "output_tokens": "5"},

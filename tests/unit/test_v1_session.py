@@ -225,7 +225,7 @@ def _refuse(constant: str) -> Any:
 
 
 @given(st.data())
-def test_what_is_missing_is_named(data: st.DataObject) -> None:
+def test_a_missing_field_is_named(data: st.DataObject) -> None:
     """The error names a missing required field."""
     message = data.draw(st.sampled_from(ASKED))
     name = data.draw(st.sampled_from([name for name in message if name in REQUIRED]))
