@@ -15,10 +15,11 @@ from routecast.core.breakdown import CELLS_PER_STEP, STEPS_AT_ONCE
 from routecast.core.decision import MINUTE
 from routecast.core.message import MSGPACK, AddressedMessage
 from routecast.core.payload import Payload
+from routecast.core.snapshot import Snapshot
 from routecast.core.versions import FRESH_MESSAGE
 from routecast.core.view import View
 from routecast.ports import Reading
-from routecast.protocol import ALIVE_SECONDS, Source
+from routecast.protocol import ALIVE_SECONDS, Position, Source
 from routecast.services.renders import MAX_WAITING_PER_CLIENT
 from routecast.streaming.delivery import LONGEST_BRIEF_REST, SNAPSHOT_MARGIN
 from tests.support.clock import HeldClock
@@ -380,6 +381,47 @@ async def test_two_messages_are_an_interval_apart_however_late_the_first_is(
             assert connection.total() == fanout.snapshot.position.seq - 1
 
 
+async def test_the_interval_counts_from_a_message_that_a_commit_made_due(
+    fanout: FanoutHarness,
+) -> None:
+    """It does not count from the end of the rest before, which was over already."""
+    connection = fanout.connect_v1()
+    async with fanout.running():
+        await fanout.go_to(0.3)
+        connection.subscribe(interval=10)
+        await fanout.go_to(11.2)
+        for _ in range(2):
+            fanout.commit()
+            await fanout.settle()
+        assert connection.total() == 1
+        await fanout.go_to(21.19)
+        assert connection.total() == 1
+        await fanout.go_to(21.21)
+        assert connection.total() == 2
+
+
+async def test_a_view_that_was_waited_for_and_did_not_change_does_not_rest(
+    fanout: FanoutHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next commit that changes it is sent at once."""
+    connection, is_ready, looks = fanout.connect_v1(), fanout.reader.is_ready, iter(range(3))
+
+    def take_long(*asked: Any) -> bool:
+        return next(looks, None) is None and is_ready(*asked)
+
+    async with fanout.running():
+        connection.subscribe(interval=10, filter={"strategy": ["other"]})
+        await fanout.go_to(11)
+        monkeypatch.setattr(fanout.reader, "is_ready", take_long)
+        fanout.commit()
+        await fanout.settle()
+        assert next(looks, None) is None
+        await fanout.go_to(12)
+        fanout.commit(strategy="other")
+        await fanout.settle()
+    assert connection.total() == 1
+
+
 async def test_a_first_message_that_is_waited_for_begins_the_interval(
     fanout: FanoutHarness,
 ) -> None:
@@ -438,6 +480,36 @@ async def test_engines_are_asked_once_for_all_channels(fanout: FanoutHarness) ->
         fanout.timers.go_to(START + 3.3)
         await fanout.settle()
     assert fanout.reads == 1
+
+
+async def test_live_state_that_returns_within_a_round_serves_the_rest_of_it(
+    small: FanoutHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that joins then is sent live state, and so nothing older after that."""
+    newcomer, cached = small.connect_v1(), Reading(Snapshot(Position("e", 0), NOW), Source.CACHE, 0)
+
+    async def read() -> Reading:
+        return cached
+
+    def return_once() -> None:
+        if small.source is None:
+            small.source = Source.LIVE
+            small.commit()
+            for identity in ("1", "2", "3"):
+                newcomer.subscribe(identity, interval=int(identity))
+
+    connections = [small.connect_v1(connection=Interrupting(return_once)) for _ in range(3)]
+    async with small.running():
+        for interval, connection in enumerate(connections, 1):
+            connection.subscribe(interval=interval)
+        monkeypatch.setattr(small, "read", read)
+        small.source = None
+        small.timers.go_to(START + 6)
+        await small.settle()
+    for identity in ("1", "2", "3"):
+        seqs = [message["position"]["seq"] for message in newcomer.messages(identity)]
+        assert seqs == [1] * len(seqs)
+        assert seqs
 
 
 async def test_members_that_a_crash_left_out_are_served_after_it(small: FanoutHarness) -> None:

@@ -496,17 +496,19 @@ class Channels:
         if waiting:
             await self._send_first_messages(waiting)
         began, ran = self._timers.now(), self._timers.now()
-        reading, is_live = None, True
+        reading, is_read = None, False
         served = list(due)
         while due:
             channel = due[0]
             # Live state is asked again for each channel, because it may have changed while other
-            # tasks had turns. The engines are not asked again: one answer serves all.
-            if is_live:
-                reading = self._documents.reading_now()
-            if is_live and reading is None:
+            # tasks had turns, and members that joined meanwhile may have been sent it. The engines
+            # are not asked again while it cannot answer: one answer serves all.
+            live = self._documents.reading_now()
+            if live is not None:
+                reading, is_read = live, False
+            elif not is_read:
                 reading = await self._read()
-                is_live = self._documents.reading_now() is not None
+                is_read = self._documents.reading_now() is None
             if channel.cohorts:
                 # All channels of a round count as served at the same time, so that they are due
                 # together again; but not a channel that waited long for others.
@@ -724,6 +726,7 @@ class Channels:
         if channel.delivery.is_resting(now):
             self._idle.pop(channel, None)
         else:
+            channel.delivery.end_rest()
             self._idle[channel] = None
         if channel.timer is not None:
             channel.timer.cancel()

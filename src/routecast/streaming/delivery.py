@@ -6,7 +6,7 @@
 Times are in seconds on the clock of `ports.Timers`; `clock_now` is in microseconds since 1970.
 """
 
-from math import ceil
+from math import ceil, inf
 from typing import Final, Protocol
 
 from routecast.core.document import EncodedDocument
@@ -99,6 +99,9 @@ class FullDocuments:
         """Do nothing: the next message comes with the next tick."""
 
     def rest_briefly(self, now: float) -> None:
+        """Do nothing."""
+
+    def end_rest(self) -> None:
         """Do nothing."""
 
     def pass_tick(self, now: float) -> int:
@@ -209,7 +212,8 @@ class Changes:
     def due_time(self, now: float) -> float:
         """Return the time from which the next rest counts, if the channel is served now.
 
-        This is when it was due: timers are a little late, and that must not add up.
+        This is when it was due: timers are a little late, and that must not add up. After
+        `end_rest`, a commit made it due just now.
         """
         due = self._ticks(now) * self._interval if self.is_tick(now) else self._rest_until
         return due if 0 <= now - due < ON_TIME * self._interval else now
@@ -222,6 +226,10 @@ class Changes:
     def rest_briefly(self, now: float) -> None:
         """Ignore commits for a short time, because the last one changed nothing."""
         self._rest_until = now + min(self._interval / MAX_BRIEF_RESTS, LONGEST_BRIEF_REST)
+
+    def end_rest(self) -> None:
+        """Record that the rest is over, and that there was nothing to send at its end."""
+        self._rest_until = -inf
 
     def pass_tick(self, now: float) -> int:
         """Move on to the next tick; return the number of ticks that were missed."""
@@ -236,8 +244,9 @@ class Changes:
         self._set_next_tick(self._rest_until, now)
 
     def wake(self, now: float) -> None:
-        """Make the channel due now, as at a tick."""
+        """Make the channel due now, as at a tick. If nothing is sent then, it does not rest."""
         self._next_tick = min(self._next_tick, now)
+        self._rest_until = min(self._rest_until, now)
 
     def _set_next_tick(self, earliest: float, now: float) -> None:
         """Set the next tick: at a multiple of the interval, or earlier if a snapshot is due."""
