@@ -79,11 +79,11 @@ class Nodes:
         await within(TELL_SECONDS, lambda: words in (self.here.failing or "\0"))
         await within(TELL_SECONDS, lambda: bool(self.there.failing) or bool(words))
 
-    async def hears_again(self) -> None:
+    async def hears_again(self, seconds: float = HEAL_SECONDS) -> None:
         """Return when one node receives new messages of the other, and neither fails."""
         now = self.seq
-        await within(HEAL_SECONDS, lambda: bool(self.heard) and self.heard[-1] > now)
-        await within(HEAL_SECONDS, lambda: not self.here.failing and not self.there.failing)
+        await within(seconds, lambda: bool(self.heard) and self.heard[-1] > now)
+        await within(seconds, lambda: not self.here.failing and not self.there.failing)
 
     async def hears_all(self) -> None:
         """Return when every message published up to now was received."""
@@ -271,7 +271,7 @@ async def test_queue_that_runs_over(server: RedisServer, nodes: Nodes) -> None:
         assert sent < 1000
     assert dropped > 0
     server.start()
-    await nodes.hears_again()
+    await nodes.hears_again(60)  # after all 16 MiB that wait were sent and received
 
 
 async def test_failover(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:

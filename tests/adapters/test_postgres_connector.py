@@ -27,6 +27,7 @@ from tests.support.pgbouncer import PgBouncer, program
 from tests.support.ports import free_port
 from tests.support.postgres import USER, OwnPostgres, programs
 from tests.support.proxy import Proxy
+from tests.support.running_services import until
 
 WANTED = {"search_path": "routecast", "synchronous_commit": "on", "jit": "off"}
 
@@ -84,6 +85,27 @@ async def test_settings_hold_where_decisions_are_written(store: PostgresStore) -
         assert {name: await session.fetchval(f"SHOW {name}") for name in WANTED} == WANTED
         assert await session.fetchval("SHOW lock_timeout") == "5s"
         assert await session.fetchval("SHOW application_name") == "routecast"
+
+
+async def test_failure_is_reported_though_its_connection_is_closed(store: PostgresStore) -> None:
+    """The cause is what failed in the transaction, not that nothing can be rolled back."""
+
+    async def fail() -> None:
+        async with store._session() as session, transaction(session):
+            process, transport = (
+                await session.fetchval("SELECT pg_backend_pid()"),
+                session.transport,
+            )
+            try:
+                await session.execute("SELECT 1 / 0")
+            finally:
+                async with store._session() as another:
+                    await another.execute(f"SELECT pg_terminate_backend({process})")
+                await until(transport.is_closing)
+
+    with pytest.raises(Unavailable, match="division by zero"):
+        await fail()
+    assert (await store.position()).seq == 0
 
 
 async def test_settings_are_logged_once(url: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,11 +50,13 @@ class Site(NamedTuple):
 
 
 class Bystander:
-    """An honest client of nginx, which checks each answer, on its own connections."""
+    """An honest client of nginx, which checks each answer."""
 
     def __init__(self, url: str) -> None:
         self.kept = 0
-        self._client = httpx2.Client(base_url=url, timeout=30)
+        # A connection for each request: nginx may close one that is kept just as a request is sent.
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        self._client = httpx2.Client(base_url=url, timeout=30, limits=limits)
         self._stopping = threading.Event()
         self._wrong: list[str] = []
         self._thread = threading.Thread(target=self._run)

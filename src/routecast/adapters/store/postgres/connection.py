@@ -106,10 +106,22 @@ async def transaction(session: DatabaseSession, **kind: Any) -> AsyncIterator[No
     `kind` is passed to asyncpg's `Connection.transaction`. All transactions begin here.
     """
     outermost = not session.is_in_transaction()
-    async with session.transaction(**kind):
-        if outermost and session.setup.pooled:
-            await _apply_settings_here(session)
-        yield
+    cause: Exception | None = None
+    try:
+        async with session.transaction(**kind):
+            try:
+                if outermost and session.setup.pooled:
+                    await _apply_settings_here(session)
+                yield
+            except Exception as error:
+                cause = error
+                raise
+    except asyncpg.InterfaceError:
+        # There is nothing to roll back on a connection that was closed meanwhile. Why the body
+        # failed is the cause to report, such as a full disk.
+        if cause is not None:
+            raise cause from None
+        raise
 
 
 async def _apply_settings_here(session: DatabaseSession) -> None:
