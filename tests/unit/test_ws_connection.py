@@ -19,6 +19,7 @@ from routecast.core.sites import Sites
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.ws.connection import (
     NEXT_STATES,
+    PROGRESS_BYTES,
     ConnectionState,
     WebSocketConnection,
     WebSocketEdge,
@@ -175,6 +176,27 @@ async def test_a_full_socket_is_skipped_until_it_has_drained(client: Client) -> 
     assert not connection.send(Payload(b"skipped"))
     await client.read(1)
     await until(lambda: peer.caught_up == 2)
+
+
+async def test_a_slow_client_is_kept_while_it_takes_enough(client: Client) -> None:
+    """It is aborted if it has taken less than PROGRESS_BYTES since the last check."""
+    await client.upgrade()
+    connection, peer, loop = client.connection, client.peer, asyncio.get_running_loop()
+    unsent = connection._transport.get_write_buffer_size
+    await client.fill()
+    before, taken = unsent(), 0
+    while unsent() > before - PROGRESS_BYTES:
+        taken += len(await loop.sock_recv(client._socket, 4_096))
+    connection._check_progress(before)
+    assert state_of(connection) is ConnectionState.FULL
+    assert peer.closed is None
+    before = unsent()
+    while unsent() == before:
+        taken += len(await loop.sock_recv(client._socket, 4_096))
+    assert taken < len(LARGE.body)
+    connection._check_progress(before)
+    await until(lambda: peer.closed is not None)
+    assert peer.closed == CloseCode.TOO_SLOW
 
 
 async def test_nothing_is_sent_after_a_close_frame(client: Client) -> None:

@@ -47,6 +47,9 @@ from routecast.streaming.heartbeat import Heartbeat
 from routecast.streaming.peers import Peer, Peers
 
 PATH: Final = b"/ws/metrics"
+# A client with a full socket is kept while it takes at least this number of bytes in SEND_SECONDS,
+# because a large history takes longer than that on a slow network.
+PROGRESS_BYTES: Final = 65_536
 # The time that a client has to answer a close frame, in seconds.
 CLOSE_FRAME_SECONDS: Final = 2.0
 # A client may send MAX_FRAMES in FRAMES_SECONDS; clients of a stream send few frames.
@@ -182,7 +185,7 @@ class WebSocketConnection(asyncio.Protocol):
             case ConnectionState.FULL:
                 # A client that does not read could make pongs pile up by sending pings.
                 self._transport.pause_reading()
-                self._arm_timer(SEND_SECONDS, CloseCode.TOO_SLOW)
+                self._await_progress()
             case ConnectionState.CLOSING:
                 self._prefix = b""
                 self._transport.resume_reading()  # for the client's close frame
@@ -200,6 +203,18 @@ class WebSocketConnection(asyncio.Protocol):
         """Abort with a code after `seconds`, unless the state changes before."""
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(seconds, self._time_out, code)
+
+    def _await_progress(self) -> None:
+        """Abort after SEND_SECONDS, unless the client takes PROGRESS_BYTES or all in that time."""
+        unsent = self._transport.get_write_buffer_size()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(SEND_SECONDS, self._check_progress, unsent)
+
+    def _check_progress(self, unsent: int) -> None:
+        if self._transport.get_write_buffer_size() <= unsent - PROGRESS_BYTES:
+            self._await_progress()
+        else:
+            self._time_out(CloseCode.TOO_SLOW)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
