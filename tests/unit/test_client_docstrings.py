@@ -47,6 +47,8 @@ OBJECTS: Final = dict(public_objects())
 REFUSALS: Final = {"BadRequest", "Refused", "Unauthenticated"}
 RAISES: Final = {
     "Client": {"BadParameter"},
+    "Client.history": {"RuntimeError"},
+    "Client.subscribe": {"RuntimeError"},
     "Feed.__anext__": {*REFUSALS, "Unavailable", "StopAsyncIteration", "msgspec.ValidationError"},
     "Recorder": {"BadParameter", "ValueError"},
     "stream": {"BadParameter", *REFUSALS},

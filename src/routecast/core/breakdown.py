@@ -23,7 +23,7 @@ CELLS_PER_STEP: Final = 256
 STEPS_AT_ONCE: Final = 2
 # Sums held by all breakdowns together, about 0.5 KB each. The least recently used breakdown is
 # dropped first.
-MAX_SUMS: Final = 25_000
+MAX_HELD_SUMS: Final = 25_000
 
 _ALL_TIME: Final = Span(-(2**62), 2**62)
 _stamps: Final = count(1)
@@ -84,7 +84,7 @@ class Breakdown:
 
     @property
     def held_sums(self) -> int:
-        """The number of sums held, as counted for MAX_SUMS."""
+        """The number of sums held, as counted for MAX_HELD_SUMS."""
         counts = len(self.providers) // 4  # a count takes a quarter of the memory of sums
         return 1 + len(self.strategies) + len(self.models) + counts
 
@@ -264,7 +264,7 @@ class _Held:
 class Breakdowns:
     """The breakdowns of all views. Equal selections share one."""
 
-    def __init__(self, max_sums: int = MAX_SUMS) -> None:
+    def __init__(self, max_sums: int = MAX_HELD_SUMS) -> None:
         self._max_sums = max_sums
         self._held_sums = 0
         self._held: OrderedDict[Selection, _Held] = OrderedDict()
