@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.interrupts import children_react_to_ctrl_c
 from tests.support.needs import list_skipped, skip_without
@@ -14,6 +15,16 @@ from tests.support.pgbouncer import PgBouncer, program
 from tests.support.postgres import GIVEN, Postgres, available, running
 from tests.support.redis import RedisServer, given_url
 from tests.support.server import Edge, Server
+
+# A busy machine is slow, not wrong: no deadlines. In CI each run tries the same examples.
+settings.register_profile(
+    "routecast",
+    deadline=None,
+    max_examples=60,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("routecast")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

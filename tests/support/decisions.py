@@ -1,15 +1,13 @@
 """Builders of decisions for tests, and Hypothesis strategies.
 
 "Sent" decisions are JSON objects as a producer writes them, for the oracle and the server. "Kept"
-ones are the server's records, in integers. Importing this module configures Hypothesis.
+ones are the server's records, in integers.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from routecast.core.decision import DecisionRecord, Rules
@@ -19,16 +17,6 @@ from routecast.core.histogram import EDGES
 from routecast.core.rollup import Cells, Key, Sums
 from routecast.services.decision_batch import DecisionBatch
 from tests.support.oracle import tally
-
-# A busy machine is slow, not wrong: no deadlines. In CI each run tries the same examples.
-settings.register_profile(
-    "routecast",
-    deadline=None,
-    max_examples=60,
-    derandomize="CI" in os.environ,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("routecast")
 
 SECOND = 10**6
 MINUTE = 60 * SECOND
