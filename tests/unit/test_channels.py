@@ -19,7 +19,7 @@ from routecast.core.snapshot import Snapshot
 from routecast.core.versions import FRESH_MESSAGE
 from routecast.core.view import View
 from routecast.ports import Reading
-from routecast.protocol import ALIVE_SECONDS, Position, Source
+from routecast.protocol import ALIVE_SECONDS, MIN_INTERVAL, Position, Source
 from routecast.services.renders import MAX_WAITING_PER_CLIENT
 from routecast.streaming.delivery import LONGEST_BRIEF_REST, SNAPSHOT_MARGIN
 from tests.support.clock import HeldClock
@@ -779,6 +779,19 @@ async def test_a_quiet_channel_sends_snapshots(fanout: FanoutHarness) -> None:
         assert stamps == sorted(set(stamps))
 
 
+async def test_a_snapshot_that_is_ready_in_a_moment_is_not_sent_twice(
+    fanout: FanoutHarness,
+) -> None:
+    """The last version is repeated only if the newest one still cannot be made a little later."""
+    connection = fanout.connect_v1()
+    async with fanout.running():
+        connection.subscribe(interval=60, fields=FEW)
+        await fanout.go(ALIVE_SECONDS / 2)
+        fanout.commit(*({"strategy": f"s{number}"} for number in range(MANY)))
+        await fanout.go(ALIVE_SECONDS / 2)
+    assert [message["position"]["seq"] for message in connection.messages()] == [0, 1]
+
+
 async def test_a_slow_client_of_a_quiet_channel_gets_its_snapshot(
     fanout: FanoutHarness,
 ) -> None:
@@ -929,7 +942,7 @@ async def test_a_stretched_stream_repeats_its_document(
         await fanout.settle()
         monkeypatch.setattr(fanout.renders, "payer", lambda *_: (GREEDY, wait))
         fanout.commit()
-        await fanout.go(3 * (ALIVE_SECONDS - SNAPSHOT_MARGIN))
+        await fanout.go(3 * (ALIVE_SECONDS - SNAPSHOT_MARGIN) + 2 * MIN_INTERVAL)
     assert connection.types() == ["snapshot"] * 4
     assert {message["position"]["seq"] for message in connection.messages()} == {0}
 

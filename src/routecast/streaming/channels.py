@@ -562,7 +562,8 @@ class Channels:
             self._instruments.ticks_merged.inc(delivery.pass_tick(now))
         if version is None:
             self._instruments.ticks_stretched.inc()
-            await self._repeat_snapshot(channel, now)
+            if delivery.is_put_off:  # else the view may be ready in a moment
+                await self._repeat_snapshot(channel, now)
             delivery.put_off(now, wait)
         elif await self._send_version(channel, version, payer, now):
             delivery.rest(due_time)
