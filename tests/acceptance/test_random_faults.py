@@ -31,8 +31,9 @@ FAULTS = 840 if LONG else 15
 DISK_BYTES = 64_000_000
 PRODUCERS = 3
 MOST = 40  # decisions in a batch
-# A node that was not killed takes decisions again so soon after a fault, in seconds.
-HEAL_SECONDS = 10.0
+# A running node takes decisions again within this time after a fault, in seconds. `make faults`
+# judges that on a quiet machine; the short form runs beside other tests, also on one busy core.
+HEAL_SECONDS = 10.0 if LONG else 40.0
 PAUSE_SECONDS = 0.005
 CLOCKS = ("+0", "+3h", "-3h", "+20d", "-20d")
 
