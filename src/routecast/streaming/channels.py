@@ -562,8 +562,7 @@ class Channels:
             self._instruments.ticks_merged.inc(delivery.pass_tick(now))
         if version is None:
             self._instruments.ticks_stretched.inc()
-            if delivery.is_put_off:  # else the view may be ready in a moment
-                await self._repeat_snapshot(channel, now)
+            await self._repeat_snapshot(channel, now)
             delivery.put_off(now, wait)
         elif await self._send_version(channel, version, payer, now):
             delivery.rest(due_time)
@@ -595,9 +594,12 @@ class Channels:
         return ALIVE_SECONDS  # `_try_again` is called as soon as the view is ready
 
     async def _repeat_snapshot(self, channel: Channel, now: float) -> None:
-        """Send the last version again if members have waited ALIVE_SECONDS for a snapshot."""
-        newest = self._versions.newest(channel.subscription.view)
-        if newest is not None and channel.delivery.must_repeat(now):
+        """Send the last version again if members have waited ALIVE_SECONDS for a snapshot.
+
+        When the channel is put off for the first time, its view may be ready in a moment.
+        """
+        newest, delivery = self._versions.newest(channel.subscription.view), channel.delivery
+        if newest is not None and delivery.is_put_off and delivery.must_repeat(now):
             await self._send_round(channel, newest, "", now)
 
     async def _send_version(
