@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Final
 
 # How often the nodes together read the database's position, in seconds. If a node is killed after
-# its commit and before its delta is sent, numbers are late by at most this time.
+# its commit and before its delta is sent, numbers are late by at most this time, one step of the
+# schedule (`poll_schedule.STEP_SECONDS`) and the wait for the delta.
 POLL_SECONDS: Final = 5.0
 # A node without a bus should make all commits itself. It polls to notice that the database is lost,
 # or that another program has written to it.
