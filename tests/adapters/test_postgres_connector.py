@@ -17,7 +17,11 @@ import pytest
 from routecast.adapters.store.postgres import PostgresStore, connector
 from routecast.adapters.store.postgres import store as store_module
 from routecast.adapters.store.postgres.address import read_address
-from routecast.adapters.store.postgres.connection import POSTGRES_SQL, transaction
+from routecast.adapters.store.postgres.connection import (
+    POSTGRES_SQL,
+    DatabaseSession,
+    transaction,
+)
 from routecast.adapters.store.queries import load_migrations
 from routecast.errors import BadDatabase, Unavailable
 from routecast.ports import Difference
@@ -92,20 +96,43 @@ async def test_failure_is_reported_though_its_connection_is_closed(store: Postgr
 
     async def fail() -> None:
         async with store._session() as session, transaction(session):
-            process, transport = (
-                await session.fetchval("SELECT pg_backend_pid()"),
-                session.transport,
-            )
+            transport, process = session.transport, await process_of(session)
             try:
                 await session.execute("SELECT 1 / 0")
             finally:
-                async with store._session() as another:
-                    await another.execute(f"SELECT pg_terminate_backend({process})")
+                await end(process, store)
                 await until(transport.is_closing)
 
     with pytest.raises(Unavailable, match="division by zero"):
         await fail()
     assert (await store.position()).seq == 0
+
+
+async def test_work_between_statements_may_lose_its_connection(store: PostgresStore) -> None:
+    """It notices when it needs a number that the session remembers; that is an outage, too."""
+
+    async def fail() -> None:
+        async with store._session() as session, transaction(session):
+            transport, process = session.transport, await process_of(session)
+            await end(process, store)
+            await until(transport.is_closing)
+            assert session.series == {}
+
+    with pytest.raises(Unavailable, match="connection was lost"):
+        await fail()
+    assert (await store.position()).seq == 0
+
+
+async def process_of(session: DatabaseSession) -> int:
+    """Return the number of the server's process that serves a session."""
+    number: int = await session.fetchval("SELECT pg_backend_pid()")
+    return number
+
+
+async def end(process: int, store: PostgresStore) -> None:
+    """End a process of the server, as an administrator or a failover does."""
+    async with store._session() as session:
+        await session.execute(f"SELECT pg_terminate_backend({process})")
 
 
 async def test_settings_are_logged_once(url: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -99,6 +99,17 @@ class DatabaseSession(_Connection):
         self.setup = Setup()
 
 
+def is_lost(session: DatabaseSession) -> bool:
+    """Whether the connection of a session of the pool was closed.
+
+    The pool's proxy has no attributes of its session then: each raises AttributeError.
+    """
+    try:
+        return session.is_closed()
+    except asyncpg.InterfaceError:
+        return True
+
+
 @asynccontextmanager
 async def transaction(session: DatabaseSession, **kind: Any) -> AsyncIterator[None]:
     """Run the body in a transaction, or in a savepoint if there is a transaction already.

@@ -15,6 +15,7 @@ from routecast.adapters.store.postgres.compactor import RollupCompactor
 from routecast.adapters.store.postgres.connection import (
     DatabaseSession,
     in_thread,
+    is_lost,
     query,
     transaction,
     warn,
@@ -305,6 +306,8 @@ class PostgresStore:
                 if self._stopping and isinstance(error, Exception) and not known:
                     # A session that `stop` has ended fails with unusual errors.
                     raise Unavailable(CLOSING) from error
+                if isinstance(error, AttributeError) and is_lost(session):
+                    raise Unavailable("PostgreSQL: the connection was lost") from error
                 raise
             finally:
                 with suppress(*LOST):
