@@ -469,18 +469,18 @@ class Bus(Protocol):
     async def deltas(self, after: Position) -> list[Delta]:
         """Return the recent deltas after a position, in order and without a gap.
 
-        Raises MissingDeltas if the bus does not reach back so far or some are missing; Unavailable.
+        Raises MissingDeltas if the bus does not have all of them, Unavailable if it cannot be read.
         """
         ...
 
     @property
     def failing(self) -> str | None:
-        """Why nodes cannot hear each other now, for the log; None while they can."""
+        """Why nodes cannot exchange messages now, for the log; None while they can."""
         ...
 
     @property
     def outages(self) -> int:
-        """How many times the bus has failed, including outages that are over."""
+        """The number of outages so far, including the present one."""
         ...
 
     async def close(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 async def run_part(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a part of a service in a task of its own.
+    """Run a part of a service in the current task.
 
     Raises RuntimeError if something that it waits for was cancelled, and not the part itself.
     """

@@ -27,7 +27,7 @@ class BusHealth(Protocol):
 
     @property
     def outages(self) -> int:
-        """The number of failures so far."""
+        """The number of outages so far, including the present one."""
         ...
 
 

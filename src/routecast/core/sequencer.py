@@ -89,7 +89,7 @@ class DeltaSequencer:
 
     @property
     def unannounced(self) -> Position | None:
-        """The state's position if no position as new as it was announced; otherwise None."""
+        """The position of a state in step, None if it or a newer one was announced."""
         ours, known = self.position, self.announced
         if ours is None or not self.in_step:
             return None

@@ -26,9 +26,8 @@ _AnswerKey = tuple[Plan, KeptNames]
 
 # At most this number of reads run at the same time: the store must serve others, too.
 READS: Final = 2
-# After a read of over LONG_SECONDS, its slot stays unused for READ_REST times as long as the read
-# took, and at most LONGEST_READ_REST seconds. So long reads leave most of the database's time to
-# commits.
+# The slot of a read that took over LONG_SECONDS stays unused for READ_REST times that duration, at
+# most LONGEST_READ_REST seconds. So commits have most of the database's time.
 LONG_SECONDS: Final = 0.2
 READ_REST: Final = 3.0
 LONGEST_READ_REST: Final = 10.0

@@ -44,7 +44,7 @@ class PositionPoller:
         return self._schedule.is_bus_healthy(self._bus, self._timers.now())
 
     def record_position(self) -> None:
-        """Record that another node announced a position."""
+        """Record that a position was received from another node, or read from the database."""
         self._schedule.record_position(self._timers.now())
 
     def suspect(self) -> None:

@@ -63,7 +63,7 @@ class Windows:
         return sum(reading.snapshot.size for reading in readings if reading is not None)
 
     def held(self, asked: WindowQuery, after: Position | None) -> Reading | None:
-        """Return the last answer, None if there is none that is as new as `after`.
+        """Return the last answer, None if there is none that is recent and not older than `after`.
 
         If it is time for a new answer, a read begins.
         """

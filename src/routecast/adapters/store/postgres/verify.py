@@ -24,7 +24,7 @@ from routecast.ports import COMPARING, COUNTING, Checked, Difference
 # What no recount can detect; each completes "It cannot detect".
 POSTGRES_UNVERIFIABLE: Final = (
     "a decision that was changed, added or removed together with every sum that holds it",
-    "a reason, or a receipt time, that was changed: nothing is summed up by them",
+    "a changed reason or time of receipt: no sum depends on them",
     "a delta that was folded into the rollups and changed later, as long as it can be read",
 )
 

@@ -15,7 +15,7 @@ from routecast.core.rollup import PeriodCells, Sums
 
 
 def summarise(db: apsw.Connection, start: int) -> tuple[int, SummaryRows]:
-    """Return the summaries of an hour, and the number of its changes so far."""
+    """Return the number of changes of an hour so far, and its summaries."""
     with transaction(db, "BEGIN"):
         changes = next((row[0] for row in select(db, "changes_of_hour", start)), 0)
         cells: PeriodCells = {}
@@ -34,7 +34,7 @@ def unsummed(db: apsw.Connection, before: int) -> list[int]:
 def put(writer: Writer, start: int, changes: int, rows: SummaryRows) -> None:
     """Write the summaries of an hour, unless it has changed since they were made.
 
-    `changes` is what `summarise` returned. A changed hour is summed up later.
+    `changes` is the number that `summarise` returned. A changed hour is summed up later.
     """
     parts = msgspec.json.encode(PARTS).decode()
     with writer.transaction() as current:

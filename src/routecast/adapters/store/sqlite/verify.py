@@ -27,9 +27,9 @@ MAX_FAULTS: Final = 20
 # What no recount can detect; each completes "It cannot detect".
 SQLITE_UNVERIFIABLE: Final = (
     "a decision that was changed, added or removed together with every sum that it is part of",
-    "a changed reason or time of receipt, or another id that is as new: no sum depends on them",
-    "in an hour whose decisions were dropped in part, in which minute a dropped one was counted",
-    "a name that was changed for all of its decisions, where its hours have no summaries yet",
+    "a changed reason, time of receipt or id: no sum depends on them",
+    "the sums of dropped decisions that were moved to another minute of the same hour",
+    "a name that was changed for all of its decisions, if its hours have no summaries yet",
     "a position or an epoch that was changed together with all traces of later commits",
 )
 
