@@ -212,6 +212,7 @@ async def _mismatch(address: RedisAddress, host: str, port: int) -> str | None:
 
 
 async def _speaks_plainly(host: str, port: int) -> bool:
+    """Whether a server answers a PING without TLS; False after any error."""
     try:
         async with asyncio.timeout(PROBE_SECONDS):
             reader, writer = await asyncio.open_connection(host, port)
@@ -225,6 +226,7 @@ async def _speaks_plainly(host: str, port: int) -> bool:
 
 
 async def _speaks_tls(host: str, port: int) -> bool:
+    """Whether a server completes a TLS handshake; False after any error."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False  # only the TLS handshake is sent
     context.verify_mode = ssl.CERT_NONE

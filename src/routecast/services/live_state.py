@@ -277,7 +277,7 @@ class LiveState:
             self._applying = None
             self._apply(self._applied(delta))
             self._plan(self._sequencer.next_action(self._timers.now()))
-        except Exception:
+        except Exception:  # no caller gets the errors of this task
             log.exception("A commit could not be applied; live state is loaded again")
             self._forget()
 

@@ -227,7 +227,7 @@ class MetricsReader:
             found = document(view, made, reading.snapshot.document_time(now), self._baseline)
         except NotHeld:
             return None
-        except Exception:
+        except Exception:  # must not fail the documents of other views
             log.exception("A view could not be rendered: %s", view)
             return None
         self._instruments.renders.inc()

@@ -218,7 +218,7 @@ class Renders:
                     return
         except Unavailable:
             pass  # clients get the error document
-        except Exception:
+        except Exception:  # must not keep other views from being rendered
             log.exception("A view could not be rendered: %s", request.view)
 
     async def _read(self, request: _RenderRequest) -> None:

@@ -81,7 +81,7 @@ class RollupCompactor:
             await self._fold(wait=False)
         except Unavailable as error:
             log.debug("Folding will be tried again: %s", error)
-        except Exception:
+        except Exception:  # must not fail `close`; a later commit begins again
             log.exception("Folding failed; commits will be refused when too much is not folded")
 
     async def _fold(self, *, wait: bool) -> None:

@@ -159,7 +159,7 @@ class Connector:
             if read_only not in (None, answer.read_only):
                 wanted = "only reads" if read_only else "takes writes"
                 raise asyncpg.TargetServerAttributeNotMatched(f"no host of the URL {wanted}")
-        except BaseException:
+        except BaseException:  # no error, and no cancellation, leaves the connection open
             session.terminate()
             raise
         return session

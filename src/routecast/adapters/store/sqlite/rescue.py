@@ -46,7 +46,7 @@ def save(db: apsw.Connection, path: Path, seq: int | None) -> Path:
                     )
     except (apsw.IOError, apsw.CorruptError, apsw.NotADBError) as error:
         fault = str(error)
-    except BaseException:
+    except BaseException:  # no error leaves an unfinished copy behind
         fresh.unlink(missing_ok=True)
         raise
     if fault is not None:

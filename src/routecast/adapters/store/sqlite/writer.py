@@ -146,7 +146,7 @@ class Writer:
         except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError) as error:
             self.close()
             raise BadDatabase(f"cannot write to {self._path} ({error})") from None
-        except BaseException:
+        except BaseException:  # no error leaves the file open
             self.close()
             raise
         self._memory = _Memory(db)
@@ -220,7 +220,7 @@ class Writer:
                 self.wal.begin()
                 yield db
                 committed = not db.in_transaction
-        except BaseException:
+        except BaseException:  # after any error, memory may differ from the file
             self.forget()
             raise
         if committed:
