@@ -54,7 +54,7 @@ class RollupCompactor:
         self._seq = delta.position.seq
         if written.folded > self._folded:
             self._folded, self._cells = written.folded, 0
-        self._cells += sum(map(len, delta.cells.minutes.values()))
+        self._cells += len(delta.cells)
         if self._seq - self._folded >= POSTGRES_FOLD_COMMITS or self._cells >= POSTGRES_FOLD_CELLS:
             self._begin()
         elif self._timer is None:
