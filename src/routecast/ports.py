@@ -283,11 +283,11 @@ class Store(Protocol):
         ...
 
     async def span(self) -> KeptSpan:
-        """Return when the first and the last kept data were received. Raises Unavailable."""
+        """Return the range of the kept data. Raises Unavailable."""
         ...
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
-        """Delete decisions received, and minute rollups of hours over, before these moments.
+        """Delete decisions that were received, and minutes whose hour ended, before these moments.
 
         Deletes at most `limit` rows, so that commits get a turn, and returns how many: call it
         again until that is 0. Totals and hours do not change, and `verify` still accounts for every

@@ -23,7 +23,7 @@ GENERATIONS: Final = 4
 
 
 async def span(session: DatabaseSession) -> KeptSpan:
-    """Return the range of receipts of the kept data."""
+    """Return the range of the kept data."""
     return KeptSpan(*(await query(session, "span"))[0])
 
 

@@ -16,7 +16,7 @@ _decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
 
 
 def span(db: apsw.Connection) -> KeptSpan:
-    """Return the range of receipts of the kept data (`ports.Store.span`)."""
+    """Return the range of the kept data (`ports.Store.span`)."""
     return KeptSpan(*query(db, "span")[0])
 
 
