@@ -26,7 +26,7 @@ class SystemTimers:
     def call_at(
         self, moment: float, call: Callable[..., object], *args: object
     ) -> asyncio.TimerHandle:
-        # Loops count in whole milliseconds, from the begin of the present one. One more is added,
+        # Loops count in whole milliseconds, from the beginning of the present one. One is added,
         # because a timer must not be early.
         seconds = ceil(1000 * (moment - self.now()) + 1) / 1000
         return asyncio.get_running_loop().call_later(seconds, call, *args)
