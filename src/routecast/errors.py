@@ -34,6 +34,30 @@ class Forbidden(RoutecastError):
     """The policy refuses this client. A retry does not help."""
 
 
+class MissingScope(Forbidden):
+    """The credential is valid, but does not allow this.
+
+    Attributes:
+        scope: The scope that is missing.
+    """
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this needs the scope `{scope}`, which the credential does not have")
+        self.scope = scope
+
+
+class BadCredential(RoutecastError):
+    """A request has no credential, or one that is not valid. A retry needs another one.
+
+    Attributes:
+        invalid: Whether there was a credential.
+    """
+
+    def __init__(self, message: str, *, invalid: bool = True) -> None:
+        super().__init__(message)
+        self.invalid = invalid
+
+
 class BadHead(RoutecastError):
     """The header fields of a request break a rule of HTTP. The request had no effect."""
 
