@@ -424,13 +424,21 @@ class Goodbye(_Message, frozen=True, tag="goodbye"):
     reconnect_after_ms: int
 
 
+class TokenExpiring(_Message, frozen=True, tag="token_expiring"):
+    """The client's credential expires; without a `refresh` the connection is then closed."""
+
+    expires_in_ms: int
+
+
 class Pong(_Message, frozen=True, tag="pong"):
     """The answer to a ping."""
 
     id: Id
 
 
-ServerMessage = Hello | SnapshotOut | DeltaOut | HistoryOut | ErrorOut | Goodbye | Pong
+ServerMessage = (
+    Hello | SnapshotOut | DeltaOut | HistoryOut | ErrorOut | Goodbye | TokenExpiring | Pong
+)
 
 
 # -- health -------------------------------------------------------------------------------------

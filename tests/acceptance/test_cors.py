@@ -86,7 +86,7 @@ def test_an_allowed_page_may_ask_first(server: Server, path: str) -> None:
     assert (answer.status_code, answer.content) == (204, b"")
     assert cors(answer) == {
         "allow-origin": ALLOWED,
-        "allow-methods": "GET, POST",
+        "allow-methods": "GET, POST, OPTIONS",
         "allow-headers": "Content-Type, Content-Encoding, Last-Event-ID",
         "max-age": "7200",
     }

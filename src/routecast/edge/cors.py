@@ -19,7 +19,8 @@ from routecast.errors import Forbidden
 MAX_AGE: Final = 7_200
 _ANSWER_HEADERS: Final = [(b"access-control-expose-headers", b"Retry-After"), (b"vary", b"Origin")]
 _PREFLIGHT_HEADERS: Final = [
-    (b"access-control-allow-methods", b"GET, POST"),
+    # OPTIONS tells a page why an upgrade was refused: see `ws/upgrade_probe.py`.
+    (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
     (b"access-control-allow-headers", b"Content-Type, Content-Encoding, Last-Event-ID"),
     (b"access-control-max-age", b"%d" % MAX_AGE),
     (b"vary", b"Origin"),
