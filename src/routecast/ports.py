@@ -488,6 +488,27 @@ class Bus(Protocol):
         ...
 
 
+class TokenVerifier(Protocol):
+    """The keys that tokens (JWT) are signed with."""
+
+    def verify(self, token: str) -> bytes | None:
+        """Return the claims of a token, as JSON, whose signature is right.
+
+        None: its key is not known, and `fetch` may bring it. Never blocks. Raises BadCredential,
+        whatever the token contains.
+        """
+        ...
+
+    @property
+    def fetches(self) -> bool:
+        """Whether there are keys that `fetch` brings."""
+        ...
+
+    async def fetch(self) -> None:
+        """Fetch the keys again, if some come from elsewhere. Raises Unavailable; old ones stay."""
+        ...
+
+
 class Cluster(Protocol):
     """What nodes agree on. A single node is a cluster of one, and its cluster never fails."""
 

@@ -43,8 +43,10 @@ class Principal:
             while authentication is off.
         scopes: What it may do.
         projects: The projects that it may see and write to; None for all.
-        expires: When its credential expires, in seconds since 1970; None for never.
+        expires: When its credential expires, in seconds since 1970; None for never. Its streams end
+            then; for clocks that differ, requests are accepted for `claims.LEEWAY` longer.
         credential: The id of its credential (`jti` of a token, the id of a key); "" if it has none.
+        issued: When its credential was issued, in seconds since 1970; None if that is unknown.
     """
 
     subject: str = ""
@@ -52,6 +54,7 @@ class Principal:
     projects: frozenset[str] | None = None
     expires: float | None = None
     credential: str = ""
+    issued: float | None = None
 
 
 # Everyone, while authentication is off.

@@ -26,6 +26,7 @@ from routecast.adapters.prices import GenaiPrices
 from routecast.adapters.store.null import NullStore
 from routecast.adapters.store.sqlite import SqliteBackups, SqliteStore
 from routecast.core.cardinality import COMBINATION, CardinalityLimiter
+from routecast.core.claims import ClaimRules
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
 from routecast.core.render_budget import RenderBudget
@@ -50,9 +51,10 @@ from routecast.edge.ws.connection import WebSocketEdge
 from routecast.edge.ws.upgrade_probe import METHODS, UpgradeProbe
 from routecast.errors import BadSettings, RoutecastError, Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store
+from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store, TokenVerifier
 from routecast.protocol import Components, EngineStatus, HealthReport
 from routecast.server.config import Settings
+from routecast.services.authenticator import Authenticator
 from routecast.services.history import HistoryService
 from routecast.services.ingest import Ingest
 from routecast.services.live_state import LiveState
@@ -73,8 +75,8 @@ from routecast.streaming.history_subscriptions import HistorySubscriptions
 from routecast.streaming.peers import Peers
 from routecast.urls import masked, split_url
 
-# The modules of Redis and PostgreSQL are imported in the functions that use them. A process that
-# uses neither starts a third sooner.
+# The modules of Redis, PostgreSQL and tokens are imported in the functions that use them. A process
+# that uses none of them starts a third sooner.
 if TYPE_CHECKING:
     from routecast.adapters.redis_check import RedisCheck
 
@@ -161,6 +163,7 @@ class Engines:
     instruments: Instruments = field(default_factory=Instruments)
     slices: Slices = field(default_factory=Slices)
     redis: "RedisCheck | None" = None  # None without a Redis
+    tokens: TokenVerifier | None = None  # None if no setting names a key for tokens
 
 
 def open_engines(settings: Settings) -> Engines:
@@ -177,11 +180,22 @@ def open_engines(settings: Settings) -> Engines:
         prices=GenaiPrices(instruments.prices_skipped.inc),
         instruments=instruments,
         slices=slices,
+        tokens=open_verifier(settings),
     )
     if settings.redis_url:
         return _on_redis(engines, settings, settings.redis_url)
     instruments.redis_up.set(math.nan)
     return engines
+
+
+def open_verifier(settings: Settings) -> TokenVerifier | None:
+    """Return the keys for tokens that the settings name; None for none. Raises BadSettings."""
+    if not settings.takes_tokens:
+        return None
+    from routecast.adapters.jwt_keys import JwtVerifier, secret_key
+
+    secret = settings.jwt_secret
+    return JwtVerifier([secret_key(secret.get_secret_value())] if secret else [])
 
 
 def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
@@ -232,6 +246,12 @@ class Services:
             self.instruments.names_limit.labels(part).set(limit)
         self.instruments.wal_bytes.set_function(partial(_wal_bytes, engines.store))
         self.slices = engines.slices
+        self.authenticator = Authenticator(
+            engines.tokens,
+            None,
+            ClaimRules(settings.jwt_audience, settings.jwt_issuer),
+            engines.clock,
+        )
         rules = Rules(
             high=settings.band_high,
             medium=settings.band_medium,

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from routecast.core.sites import host_entry, origin_entry
@@ -72,6 +72,30 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Log level: debug, info, warning or error."
+    )
+
+    # -- authentication ---------------------------------------------------------------------------
+
+    jwt_secret: SecretStr | None = Field(
+        None,
+        description="Secret of at least 32 bytes that tokens are signed with by HS256. Whoever has "
+        "it can make tokens.",
+    )
+    jwt_public_key: str | None = Field(
+        None,
+        description="Public key that tokens are verified with, as PEM or the path of a PEM file: "
+        "RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA).",
+    )
+    jwks_url: str | None = Field(
+        None,
+        description="Where an identity provider publishes its keys as a JWK set, such as "
+        "https://login.example/.well-known/jwks.json.",
+    )
+    jwt_audience: str | None = Field(
+        None, min_length=1, description="Only tokens with this audience (`aud`) are accepted."
+    )
+    jwt_issuer: str | None = Field(
+        None, min_length=1, description="Only tokens of this issuer (`iss`) are accepted."
     )
 
     # -- storage ----------------------------------------------------------------------------------
@@ -222,6 +246,11 @@ class Settings(BaseSettings):
                     + " and ".join(missing)
                 )
         return self
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether a setting names a key for tokens, which turns authentication on."""
+        return any((self.jwt_secret, self.jwt_public_key, self.jwks_url))
 
     def require_safe(self) -> None:
         """Raise BadSettings if other machines could read and write without authentication.

@@ -1,0 +1,127 @@
+"""The authenticator: it tells from a credential who a client is.
+
+While authentication is off, everyone is `ANYONE`. It is on as soon as a setting names a key for
+tokens, or there is an API key; while it is unknown whether there is one, it counts as on.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Final, Protocol
+
+from routecast.core.access import ANYONE, Principal
+from routecast.core.claims import MAX_TOKEN, ClaimRules
+from routecast.errors import BadCredential, Unavailable
+from routecast.ports import Clock, TokenVerifier
+
+# An API key begins with this, by which secret scanners find it.
+KEY_PREFIX: Final = "rc_"
+# Verified tokens that are remembered, so that a client that comes back costs a lookup.
+MAX_VERIFIED: Final = 4_096
+
+# Whether a principal's credential is revoked.
+IsRevoked = Callable[[Principal], bool]
+OnRevoked = Callable[[IsRevoked], object]
+
+
+class KnownKeys(Protocol):
+    """API keys and revocations, as this node knows them. No method waits."""
+
+    # They are called whenever credentials are revoked.
+    followers: list[OnRevoked]
+
+    @property
+    def required(self) -> bool:
+        """Whether there is a key that is not revoked, or there may be one."""
+        ...
+
+    def identify(self, key: str) -> Principal:
+        """Return the principal of an API key. Raises BadCredential; Unavailable while unknown."""
+        ...
+
+    def check(self, principal: Principal) -> None:
+        """Raise BadCredential if a token is revoked; Unavailable while revocations are unknown.
+
+        A token's id is `credential`, and `issued` when it was issued.
+        """
+        ...
+
+
+class Authenticator:
+    """Tells who a client is. `tokens` is None without a key for tokens, `keys` without a database.
+
+    `followers` are called with a predicate over principals when credentials are revoked: close the
+    streams of those for which it is true.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenVerifier | None,
+        keys: KnownKeys | None,
+        rules: ClaimRules,
+        clock: Clock,
+    ) -> None:
+        self._tokens = tokens
+        self._keys = keys
+        self._rules = rules
+        self._clock = clock
+        self._verified: OrderedDict[bytes, Principal] = OrderedDict()
+        self.followers: list[OnRevoked] = []
+        if keys is not None:
+            keys.followers.append(self._revoked)
+
+    @property
+    def required(self) -> bool:
+        """Whether authentication is on, or not known to be off."""
+        return self._tokens is not None or (self._keys is not None and self._keys.required)
+
+    def recognise(self, credential: str) -> Principal | None:
+        """Return whose credential it is, at once; None if `authenticate` must be awaited for that.
+
+        Raises BadCredential, Unavailable.
+        """
+        if not self.required:
+            return ANYONE
+        if credential.startswith(KEY_PREFIX):
+            if self._keys is None:
+                raise BadCredential("this node has no database, and takes no API keys")
+            return self._keys.identify(credential)
+        principal = self._of_token(credential)
+        if principal is not None and self._keys is not None:
+            self._keys.check(principal)
+        return principal
+
+    async def authenticate(self, credential: str) -> Principal:
+        """Return whose credential it is. Raises BadCredential, Unavailable."""
+        principal = self.recognise(credential)
+        if principal is None:
+            raise Unavailable("the keys for tokens are not known yet")
+        return principal
+
+    def _of_token(self, token: str) -> Principal | None:
+        if self._tokens is None:
+            raise BadCredential("this server takes API keys only, and no tokens")
+        if len(token) > MAX_TOKEN or not token.isascii():
+            raise BadCredential(f"a token is ASCII, and has at most {MAX_TOKEN:,} characters")
+        now = self._clock.now() / 1e6
+        # The digest and not the token, so that a copy of the memory has no tokens in it.
+        digest = sha256(token.encode("ascii")).digest()
+        known = self._verified.get(digest)
+        if known is not None:
+            assert known.expires is not None  # no token is without
+            if now < known.expires:
+                self._verified.move_to_end(digest)
+                return known
+            del self._verified[digest]
+        payload = self._tokens.verify(token)
+        if payload is None:
+            return None
+        principal = self._rules.read(payload, now)
+        self._verified[digest] = principal
+        if len(self._verified) > MAX_VERIFIED:
+            self._verified.popitem(last=False)
+        return principal
+
+    def _revoked(self, is_revoked: IsRevoked) -> None:
+        for follower in self.followers:
+            follower(is_revoked)
