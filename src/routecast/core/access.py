@@ -5,12 +5,14 @@ becomes a `Principal`. All decisions about access are made from a principal and 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from routecast.core.history import HistoryQuery
+from routecast.core.texts import spelling
 from routecast.core.view import View
-from routecast.errors import Forbidden, MissingScope
+from routecast.errors import Forbidden, Invalid, MissingScope
 
 
 class Scope(StrEnum):
@@ -90,4 +92,37 @@ def restrict(view: View, principal: Principal) -> View:
     Raises Forbidden if the view names another project: silently leaving it out would show other
     numbers than the client asked for.
     """
-    raise NotImplementedError
+    if principal.projects is None:
+        return view
+    if view.project is None:
+        return replace(view, project=principal.projects)
+    # A view has the names as they were given, and in the stored form that a principal has.
+    others = sorted(name for name in view.project if spelling(name) not in principal.projects)
+    if others:
+        raise Forbidden(f"project: the credential does not allow {others[0]!r}")
+    return view
+
+
+def restrict_history(query: HistoryQuery, principal: Principal) -> HistoryQuery:
+    """Return a history query for nothing but the principal's projects. Raises Forbidden."""
+    filters = restrict(query.filters, principal)
+    return query if filters is query.filters else replace(query, filters=filters)
+
+
+def project_of(sent: str | None, principal: Principal) -> str | None:
+    """Return the project of a decision that a principal sends; None for the default project.
+
+    `sent` is the project that the decision names, in its stored form; None if it names none. Then
+    it belongs to the principal's only project. Raises Invalid if the principal has several, or may
+    not write to the project.
+    """
+    projects = principal.projects
+    if projects is None:
+        return sent
+    if sent is None and len(projects) == 1:
+        return next(iter(projects))
+    if sent is None:
+        raise Invalid("project: must be given, because the credential is not for exactly one")
+    if sent not in projects:
+        raise Invalid("project: the credential does not allow this one")
+    return sent
