@@ -504,8 +504,11 @@ class TokenVerifier(Protocol):
         """Whether there are keys that `fetch` brings."""
         ...
 
-    async def fetch(self) -> None:
-        """Fetch the keys again, if some come from elsewhere. Raises Unavailable; old ones stay."""
+    async def fetch(self) -> bool:
+        """Fetch the keys again that come from elsewhere; return whether they have changed.
+
+        Raises Unavailable; then the keys that were fetched before stay in use.
+        """
         ...
 
 

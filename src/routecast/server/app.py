@@ -57,6 +57,7 @@ from routecast.server.config import Settings
 from routecast.services.authenticator import Authenticator
 from routecast.services.history import HistoryService
 from routecast.services.ingest import Ingest
+from routecast.services.key_refresh import KEY_SERVICE, KeyRefresh
 from routecast.services.live_state import LiveState
 from routecast.services.metrics_reader import MetricsReader
 from routecast.services.position_poller import PositionPoller
@@ -192,10 +193,16 @@ def open_verifier(settings: Settings) -> TokenVerifier | None:
     """Return the keys for tokens that the settings name; None for none. Raises BadSettings."""
     if not settings.takes_tokens:
         return None
-    from routecast.adapters.jwt_keys import JwtVerifier, secret_key
+    from routecast.adapters.jwks import JwkSet
+    from routecast.adapters.jwt_keys import JwtVerifier, public_keys, secret_key
 
-    secret = settings.jwt_secret
-    return JwtVerifier([secret_key(secret.get_secret_value())] if secret else [])
+    keys = []
+    if settings.jwt_secret is not None:
+        keys.append(secret_key(settings.jwt_secret.get_secret_value()))
+    if settings.jwt_public_key is not None:
+        keys.extend(public_keys(settings.jwt_public_key))
+    fetch = JwkSet(settings.jwks_url).fetch if settings.jwks_url is not None else None
+    return JwtVerifier(keys, fetch)
 
 
 def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
@@ -246,11 +253,17 @@ class Services:
             self.instruments.names_limit.labels(part).set(limit)
         self.instruments.wal_bytes.set_function(partial(_wal_bytes, engines.store))
         self.slices = engines.slices
+        self._key_refresh = (
+            KeyRefresh(engines.tokens, timers, self.supervisor)
+            if engines.tokens is not None and engines.tokens.fetches
+            else None
+        )
         self.authenticator = Authenticator(
             engines.tokens,
             None,
             ClaimRules(settings.jwt_audience, settings.jwt_issuer),
             engines.clock,
+            self._key_refresh,
         )
         rules = Rules(
             high=settings.band_high,
@@ -344,6 +357,8 @@ class Services:
             if engines.redis is not None:
                 stack.push_async_callback(engines.redis.close)
                 await stack.enter_async_context(start("redis", engines.redis.run))
+            if self._key_refresh is not None:
+                await stack.enter_async_context(start(KEY_SERVICE, self._key_refresh.run))
             if self._topology.has_store:
                 await stack.enter_async_context(start("retention", self._run_retention))
                 await stack.enter_async_context(start("summaries", self._summaries.run))

@@ -257,10 +257,21 @@ class Settings(BaseSettings):
 
         An inherited socket (`fd`) has an address of its own, which `take_over` checks.
         """
-        if self.fd is None and self.host not in LOOPBACK and not self.insecure:
+        if self.fd is None and self.host not in LOOPBACK:
+            self.require_safe_at(f"host {self.host} can", "listen on")
+
+    def require_safe_at(self, place: str, remedy: str) -> None:
+        """Raise BadSettings if a place that other machines can reach needs authentication.
+
+        API keys do not count: they are in the database, where the last one may be revoked while the
+        server runs.
+        """
+        if not self.insecure and not self.takes_tokens:
             raise BadSettings(
-                f"host {self.host} can be reached from other machines, and no authentication is "
-                "configured: listen on 127.0.0.1, or say --insecure if the network is trusted"
+                f"{place} be reached from other machines, and no authentication is configured: set "
+                "ROUTECAST_JWT_SECRET, ROUTECAST_JWT_PUBLIC_KEY or ROUTECAST_JWKS_URL, also if all "
+                f"clients have API keys; or {remedy} 127.0.0.1; or say --insecure if the network "
+                "is trusted"
             )
 
 

@@ -16,7 +16,7 @@ def take_over(settings: Settings) -> socket.socket:
     """Return the socket that `settings.fd` names, to accept connections from.
 
     Raises BadSettings unless it is a TCP socket that is bound and not connected, and if other
-    machines can reach it and `insecure` is not set.
+    machines can reach it without authentication, and `insecure` is not set.
     """
     assert settings.fd is not None
     listener = _open(settings.fd)
@@ -27,11 +27,9 @@ def take_over(settings: Settings) -> socket.socket:
                 "and a port"
             )
         host = listener.getsockname()[0]
-        if not settings.insecure and not _is_loopback(host):
-            raise BadSettings(
-                f"fd {settings.fd} is bound to {host}, which can be reached from other machines, "
-                "and no authentication is configured: bind it to 127.0.0.1, or say --insecure if "
-                "the network is trusted"
+        if not _is_loopback(host):
+            settings.require_safe_at(
+                f"fd {settings.fd} is bound to {host}, which can", "bind it to"
             )
     except BaseException:
         listener.detach()  # it stays open for the process that passed it on

@@ -13,6 +13,7 @@ from routecast.core.access import ANYONE, Principal
 from routecast.core.claims import MAX_TOKEN, ClaimRules
 from routecast.errors import BadCredential, Unavailable
 from routecast.ports import Clock, TokenVerifier
+from routecast.services.key_refresh import KeyRefresh
 
 # An API key begins with this, by which secret scanners find it.
 KEY_PREFIX: Final = "rc_"
@@ -50,6 +51,8 @@ class KnownKeys(Protocol):
 class Authenticator:
     """Tells who a client is. `tokens` is None without a key for tokens, `keys` without a database.
 
+    `refresh` is needed if `tokens` fetches keys.
+
     `followers` are called with a predicate over principals when credentials are revoked: close the
     streams of those for which it is true.
     """
@@ -60,15 +63,20 @@ class Authenticator:
         keys: KnownKeys | None,
         rules: ClaimRules,
         clock: Clock,
+        refresh: KeyRefresh | None = None,
     ) -> None:
         self._tokens = tokens
         self._keys = keys
         self._rules = rules
         self._clock = clock
+        self._refresh = refresh
         self._verified: OrderedDict[bytes, Principal] = OrderedDict()
         self.followers: list[OnRevoked] = []
         if keys is not None:
             keys.followers.append(self._revoked)
+        if refresh is not None:
+            # A key that was withdrawn may have signed any of them.
+            refresh.followers.append(self._verified.clear)
 
     @property
     def required(self) -> bool:
@@ -82,6 +90,8 @@ class Authenticator:
         """
         if not self.required:
             return ANYONE
+        if len(credential) > MAX_TOKEN or not credential.isascii():
+            raise BadCredential(f"a credential is ASCII, and has at most {MAX_TOKEN:,} characters")
         if credential.startswith(KEY_PREFIX):
             if self._keys is None:
                 raise BadCredential("this node has no database, and takes no API keys")
@@ -94,15 +104,16 @@ class Authenticator:
     async def authenticate(self, credential: str) -> Principal:
         """Return whose credential it is. Raises BadCredential, Unavailable."""
         principal = self.recognise(credential)
+        if principal is None and self._refresh is not None:
+            await self._refresh.wait()
+            principal = self.recognise(credential)
         if principal is None:
-            raise Unavailable("the keys for tokens are not known yet")
+            raise Unavailable("the keys for tokens cannot be fetched now")
         return principal
 
     def _of_token(self, token: str) -> Principal | None:
         if self._tokens is None:
             raise BadCredential("this server takes API keys only, and no tokens")
-        if len(token) > MAX_TOKEN or not token.isascii():
-            raise BadCredential(f"a token is ASCII, and has at most {MAX_TOKEN:,} characters")
         now = self._clock.now() / 1e6
         # The digest and not the token, so that a copy of the memory has no tokens in it.
         digest = sha256(token.encode("ascii")).digest()
@@ -115,7 +126,12 @@ class Authenticator:
             del self._verified[digest]
         payload = self._tokens.verify(token)
         if payload is None:
-            return None
+            refresh = self._refresh
+            if refresh is not None and refresh.possible:
+                return None
+            if refresh is not None and not refresh.has_keys:
+                raise Unavailable("the keys for tokens cannot be fetched now")
+            raise BadCredential("the token is signed with a key that is not known")
         principal = self._rules.read(payload, now)
         self._verified[digest] = principal
         if len(self._verified) > MAX_VERIFIED:
