@@ -58,6 +58,10 @@ class BadCredential(RoutecastError):
         self.invalid = invalid
 
 
+class BadChange(RoutecastError):
+    """A change of API keys or revocations breaks a rule. Nothing was changed."""
+
+
 class BadHead(RoutecastError):
     """The header fields of a request break a rule of HTTP. The request had no effect."""
 

@@ -4,7 +4,7 @@ Each adapter of a port passes the same suite in `tests/contract`. A method raise
 its engine cannot answer now; then it has changed nothing.
 """
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -14,6 +14,7 @@ from routecast.core.clock_check import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
+from routecast.core.keys import AccessRecords, DecideChange
 from routecast.core.overflow import Full
 from routecast.core.payload import Payload
 from routecast.core.snapshot import Snapshot
@@ -364,6 +365,38 @@ class Store(Protocol):
         ...
 
 
+class KeyStore(Protocol):
+    """API keys and revocations, which all nodes on one database share. Each store is one, too."""
+
+    async def access_version(self) -> str:
+        """Return the version of what `access` returns, at little cost. Raises Unavailable."""
+        ...
+
+    async def access(self) -> AccessRecords:
+        """Return all keys and revocations, as of one moment. Raises Unavailable."""
+        ...
+
+    async def change_access(self, decide: DecideChange) -> AccessRecords:
+        """Make the change that `decide` returns for what is stored; return what is stored then.
+
+        It is one transaction, and it is on disk on return. Changes take turns, also those of other
+        nodes; so `decide` can rely on what it gets. It may be called on another thread. If it
+        raises, nothing changes. Raises Unavailable; then nothing changed.
+        """
+        ...
+
+    async def note_use(self, uses: Mapping[str, int]) -> None:
+        """Note when keys, by id, were last used (microseconds); an earlier use than noted is none.
+
+        The version stays. Raises Unavailable.
+        """
+        ...
+
+
+class Database(Store, KeyStore, Protocol):
+    """A store that has API keys and revocations beside the decisions."""
+
+
 @dataclass(frozen=True, slots=True)
 class BackedUp:
     """A backup that was made: its position, number of decisions and size in bytes."""
@@ -531,6 +564,24 @@ class Cluster(Protocol):
 
     async def total_connections(self) -> int:
         """Return the number of streams of all nodes whose report is valid. Raises Unavailable."""
+        ...
+
+    async def share_access(self, records: AccessRecords) -> None:
+        """Give nodes without a database the keys and revocations, in place of earlier ones.
+
+        They have no end: give the new ones after each change. Raises Unavailable.
+        """
+        ...
+
+    async def shared_version(self) -> str | None:
+        """Return the version of what `shared_access` returns, at low cost. Raises Unavailable."""
+        ...
+
+    async def shared_access(self) -> AccessRecords | None:
+        """Return the keys and revocations that were given last; None if there are none.
+
+        Raises Unavailable, also if they are unreadable.
+        """
         ...
 
     async def close(self) -> None:

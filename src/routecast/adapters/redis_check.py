@@ -35,6 +35,7 @@ NEEDS: Final[dict[str, frozenset[str]]] = {
     "cache": frozenset({"EVAL", "HMGET", "HSET", "PEXPIRE", "DEL"}),
     "census": frozenset({"EVAL", "TIME", "HSET", "HGETALL", "HDEL", "PTTL", "PEXPIRE"}),
     "claims": frozenset({"EVAL", "SET"}),
+    "keys": frozenset({"HSET", "HMGET"}),
 }
 COMMANDS: Final = frozenset().union(*NEEDS.values())
 

@@ -49,6 +49,7 @@ class Principal:
             then; for clocks that differ, requests are accepted for `claims.LEEWAY` longer.
         credential: The id of its credential (`jti` of a token, the id of a key); "" if it has none.
         issued: When its credential was issued, in seconds since 1970; None if that is unknown.
+        is_key: Whether its credential is an API key, and no token.
     """
 
     subject: str = ""
@@ -57,6 +58,7 @@ class Principal:
     expires: float | None = None
     credential: str = ""
     issued: float | None = None
+    is_key: bool = False
 
 
 # Everyone, while authentication is off.

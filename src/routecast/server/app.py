@@ -51,13 +51,25 @@ from routecast.edge.ws.connection import WebSocketEdge
 from routecast.edge.ws.upgrade_probe import METHODS, UpgradeProbe
 from routecast.errors import BadSettings, RoutecastError, Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store, TokenVerifier
+from routecast.ports import (
+    Backups,
+    Bus,
+    Cache,
+    Clock,
+    Cluster,
+    Database,
+    KeyStore,
+    Prices,
+    Store,
+    TokenVerifier,
+)
 from routecast.protocol import Components, EngineStatus, HealthReport
 from routecast.server.config import Settings
 from routecast.services.authenticator import Authenticator
 from routecast.services.history import HistoryService
 from routecast.services.ingest import Ingest
 from routecast.services.key_refresh import KEY_SERVICE, KeyRefresh
+from routecast.services.key_ring import KeyRing
 from routecast.services.live_state import LiveState
 from routecast.services.metrics_reader import MetricsReader
 from routecast.services.position_poller import PositionPoller
@@ -104,7 +116,7 @@ REOPEN_SECONDS = 1.0
 _LIMITS = {COMBINATION: "ROUTECAST_MAX_SERIES"}
 
 
-def open_store(url: str, *, create: bool = True, connections: int = 5) -> Store:
+def open_store(url: str, *, create: bool = True, connections: int = 5) -> Database:
     """Return the store that a database URL names, not yet opened. Raises BadSettings.
 
     Without `create`, opening it fails if there is no such database. `connections` is the maximum
@@ -165,15 +177,17 @@ class Engines:
     slices: Slices = field(default_factory=Slices)
     redis: "RedisCheck | None" = None  # None without a Redis
     tokens: TokenVerifier | None = None  # None if no setting names a key for tokens
+    keys: KeyStore | None = None  # None without a database
 
 
 def open_engines(settings: Settings) -> Engines:
     """Return the engines that the settings name, not yet opened. Raises BadSettings."""
     clock, instruments, slices = SystemClock(), Instruments(), Slices()
+    database = None
+    if settings.role != "stream":
+        database = open_store(settings.database_url, connections=settings.database_connections)
     engines = Engines(
-        store=NullStore()
-        if settings.role == "stream"
-        else open_store(settings.database_url, connections=settings.database_connections),
+        store=database or NullStore(),
         cache=MemoryCache(clock, settings.cache_seconds, slices),
         bus=MemoryBus(),
         cluster=MemoryCluster(),
@@ -182,6 +196,7 @@ def open_engines(settings: Settings) -> Engines:
         instruments=instruments,
         slices=slices,
         tokens=open_verifier(settings),
+        keys=database,
     )
     if settings.redis_url:
         return _on_redis(engines, settings, settings.redis_url)
@@ -258,9 +273,12 @@ class Services:
             if engines.tokens is not None and engines.tokens.fetches
             else None
         )
+        self.key_ring: KeyRing | None = None  # without one there are no API keys
+        if engines.keys is not None or not has_store:
+            self.key_ring = KeyRing(engines.keys, engines.cluster, engines.clock)
         self.authenticator = Authenticator(
             engines.tokens,
-            None,
+            self.key_ring,
             ClaimRules(settings.jwt_audience, settings.jwt_issuer),
             engines.clock,
             self._key_refresh,
@@ -359,6 +377,10 @@ class Services:
                 await stack.enter_async_context(start("redis", engines.redis.run))
             if self._key_refresh is not None:
                 await stack.enter_async_context(start(KEY_SERVICE, self._key_refresh.run))
+            if self.key_ring is not None:
+                with suppress(Unavailable):  # known before the first request, if possible
+                    await self.key_ring.refresh()
+                await stack.enter_async_context(start("keys", self.key_ring.run))
             if self._topology.has_store:
                 await stack.enter_async_context(start("retention", self._run_retention))
                 await stack.enter_async_context(start("summaries", self._summaries.run))
@@ -493,6 +515,7 @@ class Services:
             "cache": "it cannot be used" if self.loader.cache_failing else None,
             "bus": engines.bus.failing,
             "census": self.presence.failing,
+            "keys": self.key_ring.failing if self.key_ring is not None else None,
         }
         texts = [f"{part}: {why}" for part, why in failing.items() if why]
         for name, state in self.supervisor.failing.items():

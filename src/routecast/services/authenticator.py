@@ -11,12 +11,11 @@ from typing import Final, Protocol
 
 from routecast.core.access import ANYONE, Principal
 from routecast.core.claims import MAX_TOKEN, ClaimRules
+from routecast.core.keys import KEY_PREFIX
 from routecast.errors import BadCredential, Unavailable
 from routecast.ports import Clock, TokenVerifier
 from routecast.services.key_refresh import KeyRefresh
 
-# An API key begins with this, by which secret scanners find it.
-KEY_PREFIX: Final = "rc_"
 # Verified tokens that are remembered, so that a client that comes back costs a lookup.
 MAX_VERIFIED: Final = 4_096
 
@@ -33,7 +32,10 @@ class KnownKeys(Protocol):
 
     @property
     def required(self) -> bool:
-        """Whether there is a key that is not revoked, or there may be one."""
+        """Whether there is a key, or there may be one.
+
+        Revoked and expired keys count: the end of the last key must not let everyone in.
+        """
         ...
 
     def identify(self, key: str) -> Principal:

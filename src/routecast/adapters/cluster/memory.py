@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+from routecast.core.keys import AccessRecords
+
 
 class MemoryCluster:
     """The only node, which gets all work and has all streams (`ports.Cluster`).
@@ -14,6 +16,7 @@ class MemoryCluster:
         self._monotonic = monotonic
         self._claimed: dict[str, float] = {}  # the end of each claim, by work
         self._connections = 0
+        self._access: AccessRecords | None = None
 
     async def claim(self, work: str, seconds: float) -> bool:
         now = self._monotonic()
@@ -27,6 +30,15 @@ class MemoryCluster:
 
     async def total_connections(self) -> int:
         return self._connections
+
+    async def share_access(self, records: AccessRecords) -> None:
+        self._access = records
+
+    async def shared_version(self) -> str | None:
+        return None if self._access is None else self._access.version
+
+    async def shared_access(self) -> AccessRecords | None:
+        return self._access
 
     async def close(self) -> None:
         self._connections = 0

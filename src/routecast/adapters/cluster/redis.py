@@ -1,10 +1,13 @@
 """The cluster of the nodes that share a Redis."""
 
+import asyncio
 import secrets
 from contextlib import suppress
 from typing import Any, Final
 
-from routecast.adapters.redis_client import RedisLink, is_done
+from routecast.adapters.redis_client import MAX_CHARACTERS_SHOWN, RedisLink, is_done
+from routecast.core.key_rows import pack_records, unpack_records
+from routecast.core.keys import AccessRecords
 from routecast.errors import Unavailable
 from routecast.ports import PRESENCE_SECONDS
 
@@ -34,12 +37,13 @@ return {{'streams', sum}}
 
 
 class RedisCluster:
-    """Claims and numbers of streams in Redis (`ports.Cluster`)."""
+    """Claims, numbers of streams, and keys in Redis (`ports.Cluster`)."""
 
     def __init__(self, link: RedisLink, presence_seconds: float = PRESENCE_SECONDS) -> None:
         self._link = link
         self._node = secrets.token_hex(8)
         self._counts = link.key("census")
+        self._access = link.key("access")
         self._milliseconds = round(presence_seconds * 1000)
         self._has_reported = False
 
@@ -56,6 +60,24 @@ class RedisCluster:
     async def total_connections(self) -> int:
         return await self._link.call(lambda redis: redis.eval(_TOTAL, 1, self._counts), _count)
 
+    async def share_access(self, records: AccessRecords) -> None:
+        packed = await asyncio.to_thread(pack_records, records)
+        held = {"version": records.version, "records": packed}
+        await self._link.call(lambda redis: redis.hset(self._access, mapping=held), _number)
+
+    async def shared_version(self) -> str | None:
+        version = await self._link.call(lambda redis: redis.hmget(self._access, "version"), _field)
+        return None if version is None else version.decode("utf-8", "replace")
+
+    async def shared_access(self) -> AccessRecords | None:
+        packed = await self._link.call(lambda redis: redis.hmget(self._access, "records"), _field)
+        if packed is None:
+            return None
+        try:
+            return await asyncio.to_thread(unpack_records, packed)
+        except ValueError as error:  # any program may have written it
+            raise Unavailable(f"the keys in Redis: {error}"[:MAX_CHARACTERS_SHOWN]) from None
+
     async def close(self) -> None:
         has_reported, self._has_reported = self._has_reported, False
         if has_reported:
@@ -70,3 +92,18 @@ def _count(reply: Any) -> int:
     if word != b"streams" or type(count) is not int:
         raise ValueError("the sum of streams is not in the form that the script returns")
     return count
+
+
+def _field(reply: Any) -> bytes | None:
+    """Read the reply of HMGET for one field."""
+    (found,) = reply
+    if found is not None and not isinstance(found, bytes):
+        raise ValueError("the field of a hash is not in the form that Redis sends")
+    return found
+
+
+def _number(reply: Any) -> int:
+    """Read the reply of HSET: the number of new fields."""
+    if type(reply) is not int:
+        raise ValueError("the number of new fields is not in the form that Redis sends")
+    return reply

@@ -27,6 +27,7 @@ from routecast.adapters.store.postgres.connection import (
 from routecast.adapters.store.postgres.connector import Connector
 from routecast.adapters.store.postgres.failures import refusing, unavailable
 from routecast.adapters.store.postgres.schema import (
+    FIRST_POSTGRES_WITH_KEYS,
     KNOWN,
     check_server,
     run_migrations,
@@ -307,14 +308,15 @@ async def _require_alone(session: DatabaseSession) -> None:
 
 
 async def _set_aside(session: DatabaseSession) -> str | None:
-    """Keep the present schema under another name, if it has decisions; return that name."""
+    """Keep the present schema under another name, if it has content; return that name."""
     if not await value(session, "has_schema"):
         return None
     try:
         known = await schema_version(session)
     except BadDatabase:  # of a newer program: a restore is the way back from it
         known = 0
-    if known and not (await query(session, "position"))[0]["seq"]:
+    has_keys = known >= FIRST_POSTGRES_WITH_KEYS and await value(session, "count_access")
+    if known and not has_keys and not (await query(session, "position"))[0]["seq"]:
         await session.execute(POSTGRES_SQL["drop_schema"])
         return None
     name = f"routecast_replaced_{datetime.now(UTC):%Y%m%dt%H%M%Sz}"

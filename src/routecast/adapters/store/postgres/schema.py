@@ -17,6 +17,7 @@ from routecast.errors import BadDatabase
 
 POSTGRES_MIGRATIONS: Final = load_migrations("postgres")
 KNOWN: Final = POSTGRES_MIGRATIONS[-1][0]
+FIRST_POSTGRES_WITH_KEYS: Final = 6
 
 # Each migration says which programs, by the newest schema they know, may continue on it.
 _OLDEST_PROGRAM: Final = re.compile(r"\A-- oldest program: (\d+)$", re.MULTILINE)

@@ -2,13 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final
 
 import asyncpg
 
-from routecast.adapters.store.postgres import deltas, history, loading, retention, summaries, window
+from routecast.adapters.store.postgres import (
+    access,
+    deltas,
+    history,
+    loading,
+    retention,
+    summaries,
+    window,
+)
 from routecast.adapters.store.postgres import names as names_of
 from routecast.adapters.store.postgres.commit import Unsettled, Written, commit, settle
 from routecast.adapters.store.postgres.compactor import RollupCompactor
@@ -39,6 +47,7 @@ from routecast.core.clock_check import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
+from routecast.core.keys import AccessRecords, DecideChange
 from routecast.core.snapshot import Snapshot
 from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
@@ -67,7 +76,7 @@ CLOSING: Final = "the database is closed"
 
 
 class PostgresStore:
-    """Keeps everything in one PostgreSQL database, beside other nodes (`ports.Store`)."""
+    """Keeps everything in one PostgreSQL database, beside other nodes (`ports.Database`)."""
 
     def __init__(self, url: str, *, create: bool = True, connections: int = 5) -> None:
         self._connector = Connector(url)
@@ -85,7 +94,7 @@ class PostgresStore:
         self._unverifiable: list[str] = []
         self._cause = ""  # why it is not open, or why the server refused the last session
 
-    # -- ports.Store ----------------------------------------------------------------------------
+    # -- ports.Database ------------------------------------------------------------------------
 
     async def open(self) -> None:
         try:
@@ -231,6 +240,22 @@ class PostgresStore:
                 return await names_of.fold_names(session, part, names, remember=remember)
             finally:
                 await session.close(timeout=STORE_CLOSE_SECONDS)
+
+    async def access_version(self) -> str:
+        async with self._soon() as session:
+            return await access.version(session)
+
+    async def access(self) -> AccessRecords:
+        async with self._snapshot() as session:
+            return await access.read(session)
+
+    async def change_access(self, decide: DecideChange) -> AccessRecords:
+        async with self._session() as session, transaction(session):
+            return await access.change(session, decide)
+
+    async def note_use(self, uses: Mapping[str, int]) -> None:
+        async with self._session() as session:
+            await access.note_use(session, uses)
 
     async def verify(self) -> AsyncGenerator[Checked | Difference]:
         self._opened()

@@ -253,11 +253,14 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _add_log(path: Path) -> bool:
-    """Add the write-ahead log to a file if possible; return whether the file has no decisions."""
+    """Add the write-ahead log to a file if possible; return whether the file has no content."""
     with suppress(apsw.Error, RoutecastError):
         require_own_log(path)
         with opened(path, Stop()) as db:
-            return not query(db, "count_decisions")[0][0]
+            if query(db, "count_decisions")[0][0]:
+                return False
+            has_keys = db.pragma("user_version") >= schema.FIRST_SQLITE_WITH_KEYS
+            return not (has_keys and query(db, "count_access")[0][0])
     return False
 
 

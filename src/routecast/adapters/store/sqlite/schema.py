@@ -14,6 +14,7 @@ APPLICATION_ID: Final = 0x52544341  # "RTCA", in the file's header
 SQLITE_MIGRATIONS: Final = load_migrations("sqlite")
 NEWEST: Final = SQLITE_MIGRATIONS[-1][0]
 FIRST_WITH_MARKS: Final = 8
+FIRST_SQLITE_WITH_KEYS: Final = 9
 
 
 def require_ours(db: apsw.Connection, path: Path) -> None:

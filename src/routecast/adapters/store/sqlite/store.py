@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -12,7 +12,14 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
-from routecast.adapters.store.sqlite import deltas, history, loading, retention, summaries
+from routecast.adapters.store.sqlite import (
+    access,
+    deltas,
+    history,
+    loading,
+    retention,
+    summaries,
+)
 from routecast.adapters.store.sqlite import names as names_of
 from routecast.adapters.store.sqlite.commit import (
     begin_large,
@@ -35,6 +42,7 @@ from routecast.core.clock_check import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
+from routecast.core.keys import AccessRecords, DecideChange
 from routecast.core.rollup import Key, PeriodCells
 from routecast.core.snapshot import Snapshot
 from routecast.core.time_series import TimeSeries
@@ -72,7 +80,7 @@ CUT_PAUSE: Final = 2.0
 
 
 class SqliteStore:
-    """Keeps everything in one SQLite file (`ports.Store`)."""
+    """Keeps everything in one SQLite file (`ports.Database`)."""
 
     def __init__(self, path: str | Path, *, create: bool = True) -> None:
         self.path = Path(path)
@@ -99,7 +107,7 @@ class SqliteStore:
         self._open_for_use = False
         self._closed = self._stopping = False
 
-    # -- ports.Store ----------------------------------------------------------------------------
+    # -- ports.Database ------------------------------------------------------------------------
 
     async def open(self) -> None:
         await self._run(self._writing, self._writer.open, opening=True)
@@ -190,6 +198,18 @@ class SqliteStore:
 
     async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
         return await self._write(names_of.fold_names, part, frozenset(names), remember)
+
+    async def access_version(self) -> str:
+        return await self._read(access.version)
+
+    async def access(self) -> AccessRecords:
+        return await self._read(access.read)
+
+    async def change_access(self, decide: DecideChange) -> AccessRecords:
+        return await self._write(access.change, decide)
+
+    async def note_use(self, uses: Mapping[str, int]) -> None:
+        await self._write(access.note_use, uses)
 
     async def verify(self) -> AsyncIterator[Checked | Difference]:
         with self._readers.own() as connection:

@@ -550,3 +550,48 @@ DROP SCHEMA routecast CASCADE;
 
 -- name: empty_table
 DELETE FROM routecast.{name};
+
+-- name: access_version
+SELECT version FROM routecast.access_version;
+
+-- name: api_keys
+SELECT id, name, digest, scopes, projects, created, expires, revoked, last_used
+FROM routecast.api_keys;
+
+-- name: revocations
+SELECT kind, value, issued_before, created, until FROM routecast.revocations;
+
+-- name: lock_access
+-- Wait for another change of keys or revocations, and keep others waiting.
+SELECT FROM routecast.access_version FOR UPDATE;
+
+-- name: set_access_version
+UPDATE routecast.access_version SET version = $1;
+
+-- name: put_key
+-- Of a key that exists, only its end changes.
+INSERT INTO routecast.api_keys (
+    id, name, digest, scopes, projects, created, expires, revoked, last_used
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, revoked = excluded.revoked;
+
+-- name: drop_key
+DELETE FROM routecast.api_keys WHERE id = $1;
+
+-- name: put_revocation
+INSERT INTO routecast.revocations (kind, value, issued_before, created, until)
+VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (kind, value) DO UPDATE SET
+    issued_before = excluded.issued_before, created = excluded.created, until = excluded.until;
+
+-- name: drop_revocation
+DELETE FROM routecast.revocations WHERE kind = $1 AND value = $2;
+
+-- name: note_use
+UPDATE routecast.api_keys SET last_used = sent.moment
+FROM unnest($1::text[], $2::bigint[]) AS sent (id, moment)
+WHERE api_keys.id = sent.id AND coalesce(api_keys.last_used, 0) < sent.moment;
+
+-- name: count_access
+-- The number of keys and revocations.
+SELECT (SELECT count(*) FROM routecast.api_keys) + (SELECT count(*) FROM routecast.revocations);

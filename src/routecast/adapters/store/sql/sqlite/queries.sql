@@ -419,3 +419,42 @@ UPDATE decisions SET series = moved.new FROM moved WHERE decisions.series = move
 
 -- name: drop_moved
 DROP TABLE moved;
+
+-- name: access_version
+SELECT version FROM access_version;
+
+-- name: api_keys
+SELECT id, name, digest, scopes, projects, created, expires, revoked, last_used FROM api_keys;
+
+-- name: revocations
+SELECT kind, value, issued_before, created, until FROM revocations;
+
+-- name: set_access_version
+UPDATE access_version SET version = ?;
+
+-- name: put_key
+-- Of a key that exists, only its end changes.
+INSERT INTO api_keys (id, name, digest, scopes, projects, created, expires, revoked, last_used)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, revoked = excluded.revoked;
+
+-- name: drop_key
+DELETE FROM api_keys WHERE id = ?;
+
+-- name: put_revocation
+INSERT INTO revocations (kind, value, issued_before, created, until) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (kind, value) DO UPDATE SET
+    issued_before = excluded.issued_before, created = excluded.created, until = excluded.until;
+
+-- name: drop_revocation
+DELETE FROM revocations WHERE kind = ? AND value = ?;
+
+-- name: note_use
+-- [id, moment] pairs, as JSON.
+UPDATE api_keys SET last_used = sent.value ->> 1
+FROM json_each(?) AS sent
+WHERE api_keys.id = sent.value ->> 0 AND coalesce(last_used, 0) < sent.value ->> 1;
+
+-- name: count_access
+-- The number of keys and revocations.
+SELECT (SELECT count(*) FROM api_keys) + (SELECT count(*) FROM revocations);
