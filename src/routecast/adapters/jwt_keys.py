@@ -230,7 +230,7 @@ class JwtVerifier:
 
 
 def _header(token: str) -> _Header:
-    """Return a token's header. Raises BadCredential if it cannot be read, or has what is refused."""
+    """Return a token's header. Raises BadCredential if it cannot be read, or is refused."""
     first, _, rest = token.partition(".")
     if not token.isascii() or rest.count(".") != 1 or len(first) > MAX_TOKEN_HEADER:
         raise BadCredential("this is no token: it must have three parts, with a dot between them")

@@ -26,6 +26,9 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
     "fold": ("names", "fold"),
     "forget": ("names", "forget"),
 }
+_TOKEN: Final[dict[str, tuple[str, str]]] = {
+    "create": ("token", "create"),
+}
 
 
 class _Command(TyperCommand):
@@ -63,6 +66,10 @@ class _Commands(_Group):
 
 class _Names(_Group):
     commands_in = _NAMES
+
+
+class _Token(_Group):
+    commands_in = _TOKEN
 
 
 def _plain_flags(parameters: list[Any]) -> list[Any]:
@@ -113,6 +120,20 @@ def _names_options() -> None:
 
 
 app.add_typer(_names, name="names")
+
+_token = typer.Typer(
+    cls=_Token,
+    help="Make tokens, for teams without an identity provider.",
+    no_args_is_help=True,
+)
+
+
+@_token.callback()
+def _token_options() -> None:
+    pass
+
+
+app.add_typer(_token, name="token")
 
 
 def main() -> None:

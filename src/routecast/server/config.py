@@ -250,7 +250,10 @@ class Settings(BaseSettings):
     @property
     def takes_tokens(self) -> bool:
         """Whether a setting names a key for tokens, which turns authentication on."""
-        return any((self.jwt_secret, self.jwt_public_key, self.jwks_url))
+        # An empty one counts, and is refused later: a variable that was meant to be set, and is
+        # not, must not turn authentication off.
+        keys = (self.jwt_secret, self.jwt_public_key, self.jwks_url)
+        return any(key is not None for key in keys)
 
     def require_safe(self) -> None:
         """Raise BadSettings if other machines could read and write without authentication.

@@ -1,0 +1,104 @@
+"""`routecast token`: make tokens without an identity provider."""
+
+import re
+import secrets
+from typing import Annotated, Final
+
+import msgspec
+import typer
+
+from routecast.cli.terminal import BAD_USAGE, fail
+from routecast.core.access import ALL_PROJECTS, Scope
+from routecast.core.claims import MAX_TOKEN, ClaimRules
+from routecast.errors import BadCredential, BadSettings
+from routecast.server.config import load_settings
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_LIFETIME: Final = re.compile(r"([1-9][0-9]{0,8})([smhd])", re.ASCII)
+# Random bytes of a token's id, by which it can be revoked alone.
+_ID_BYTES: Final = 12
+
+
+def create(
+    subject: Annotated[
+        str, typer.Option(help="Whose token it is: a person or a program.", show_default=False)
+    ],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="read, decisions, write or admin; may be repeated.", show_default="read"),
+    ] = None,
+    project: Annotated[
+        list[str] | None,
+        typer.Option(help="A project it is for; may be repeated.", show_default="all projects"),
+    ] = None,
+    lifetime: Annotated[
+        str, typer.Option(help="How long it is valid: 90s, 15m, 12h or 30d.")
+    ] = "1h",
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="A file with the private key (PEM) to sign it with.",
+            show_default="ROUTECAST_JWT_SECRET",
+        ),
+    ] = None,
+) -> None:
+    """Print a token.
+
+    It is signed with ROUTECAST_JWT_SECRET, or with a private key whose public
+    key is the ROUTECAST_JWT_PUBLIC_KEY of the servers. It has the audience and
+    the issuer that ROUTECAST_JWT_AUDIENCE and ROUTECAST_JWT_ISSUER name.
+
+    Example: routecast token create --subject grafana --scope read --lifetime 30d
+    """
+    # Imported here, because they take longer than all else that this command does.
+    from routecast.adapters.clock import SystemClock
+    from routecast.adapters.jwt_keys import private_key, secret_key, sign
+
+    settings = load_settings()
+    if key is not None:
+        signing_key = private_key(key)
+    elif settings.jwt_secret is not None:
+        signing_key = secret_key(settings.jwt_secret.get_secret_value())
+    else:
+        raise BadSettings("there is nothing to sign with: set ROUTECAST_JWT_SECRET, or give --key")
+    now = SystemClock().now() // 1_000_000
+    claims: dict[str, object] = {
+        "sub": subject,
+        "scope": " ".join(_scopes(scope or [Scope.READ])),
+        "projects": project or [ALL_PROJECTS],
+        "iat": now,
+        "exp": now + _seconds(lifetime),
+        "jti": secrets.token_urlsafe(_ID_BYTES),
+    }
+    if settings.jwt_issuer is not None:
+        claims["iss"] = settings.jwt_issuer
+    if settings.jwt_audience is not None:
+        claims["aud"] = settings.jwt_audience
+    token = sign(claims, signing_key)
+    _check(token, claims, now)
+    typer.echo(token)
+
+
+def _check(token: str, claims: dict[str, object], now: int) -> None:
+    """Exit if servers would refuse a token."""
+    try:
+        ClaimRules().read(msgspec.json.encode(claims), now)
+    except BadCredential as error:
+        fail(error, BAD_USAGE)
+    if len(token) > MAX_TOKEN:
+        fail(f"the token would be over {MAX_TOKEN:,} characters: name fewer projects", BAD_USAGE)
+
+
+def _scopes(given: list[str]) -> list[str]:
+    names = [name for text in given for name in text.split()]
+    for name in names:
+        if name not in set(Scope):
+            fail(f"scope: {name!r} is not one of {', '.join(Scope)}", BAD_USAGE)
+    return [scope for scope in Scope if scope in names]
+
+
+def _seconds(lifetime: str) -> int:
+    found = _LIFETIME.fullmatch(lifetime)
+    if found is None:
+        fail("lifetime: must be like 90s, 15m, 12h or 30d", BAD_USAGE)
+    return int(found[1]) * _UNITS[found[2]]
