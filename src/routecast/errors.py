@@ -125,7 +125,7 @@ class Refused(RoutecastError):
 
 
 class Unauthenticated(Refused):
-    """The token is missing, invalid or expired (4401, 401). Reconnect with a new one."""
+    """The token or API key is missing, invalid or expired (4401, 401). Give a new one."""
 
 
 class BadRequest(RoutecastError):

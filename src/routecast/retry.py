@@ -135,12 +135,14 @@ class Backoff:
     """Delays between attempts, in seconds: random, from 0 to a bound that doubles up to `longest`.
 
     This is called full jitter: clients that lost a server together reconnect at different times,
-    the first ones at once. Call `reset` after a success.
+    the first ones at once. Call `reset` after a success. `renewed` says whether an attempt with a
+    new token was made since then.
     """
 
     first: float = 1.0
     longest: float = 30.0
     failures: int = 0
+    renewed: bool = False
     draw: Callable[[float, float], float] = field(default=random.uniform, repr=False)
 
     def next(self, least: float = 0.0) -> float:
@@ -151,12 +153,20 @@ class Backoff:
         return least + self.draw(0.0, bound)
 
     def after(self, verdict: Verdict) -> float:
-        """Return the delay that follows from a verdict."""
+        """Return the delay that follows from a verdict.
+
+        The first attempt with a new token is made at once. If that is refused too, the next new
+        token waits: it may be refused for another reason than its age.
+        """
+        if verdict.outcome is Outcome.NEW_TOKEN and not self.renewed:
+            self.renewed = True
+            return verdict.seconds
         return verdict.seconds if verdict.exact else self.next(verdict.seconds)
 
     def reset(self) -> None:
         """Forget the failures so far."""
         self.failures = 0
+        self.renewed = False
 
 
 def no_jitter(_: float, bound: float) -> float:

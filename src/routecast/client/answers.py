@@ -53,6 +53,11 @@ class HttpAnswer:
         return problem if problem.status == self.status else None
 
     @property
+    def lacks_scope(self) -> bool:
+        """Whether the token or API key does not have the scope that is needed (RFC 6750, 3.1)."""
+        return 'error="insufficient_scope"' in self.headers.get("WWW-Authenticate", "")
+
+    @property
     def retry_after(self) -> int:
         """The seconds of its `Retry-After`; 0 without one."""
         return retry_after(self.headers.get("Retry-After", ""))
@@ -82,7 +87,8 @@ def explain(answer: HttpAnswer, url: str) -> str:
     """Return what was answered, and what a person can do; the caller puts the subject before it."""
     problem = answer.problem
     if problem is not None:
-        return f"answered {answer.status}: {plain(problem.detail)}"
+        advice = "; use a token or an API key that has it" if answer.lacks_scope else ""
+        return f"answered {answer.status}: {plain(problem.detail)}{advice}"
     target = _target(answer, url)
     if target is not None:
         path = urlsplit(url).path

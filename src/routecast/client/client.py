@@ -11,12 +11,13 @@ from typing import Any, Final, NoReturn, Self
 import msgspec
 from websockets.asyncio.client import ClientConnection
 
+from routecast.client.answers import plain
 from routecast.client.auth import Token
 from routecast.client.default_stream import query_of, receive
 from routecast.client.feed import Feed, Health, HistoryFeed, Subscription
 from routecast.client.history import HistoryRequest
 from routecast.client.rate_limit import RateLimitedSender
-from routecast.client.reconnect import ReconnectingConnection
+from routecast.client.reconnect import ReconnectingConnection, logger
 from routecast.client.session import ClientSession, SubscribedView, Topic
 from routecast.client.url import DEFAULT_SERVER, Server
 from routecast.errors import BadRequest
@@ -24,6 +25,7 @@ from routecast.protocol import (
     V1_JSON,
     V1_MSGPACK,
     ClientMessage,
+    ErrorOut,
     Filters,
     GetHistory,
     GroupBy,
@@ -65,9 +67,10 @@ class Client:
     Args:
         url: The address of the server: `http`, `https`, `ws` or `wss`, also with a path before
             Routecast's own; without a scheme, `http`. Default: `DEFAULT_SERVER`.
-        token: Sent as `Authorization: Bearer`. A function is called before each attempt to
-            connect, and returns the token. Loops raise its exception; after an OSError, the client
-            tries again.
+        token: A token or an API key, sent as `Authorization: Bearer`. A function is called before
+            each attempt to connect, and when the server says that the token expires; it returns the
+            token, and must not block for long. If it raises, loops raise its exception; after an
+            OSError, the client tries again. A new token is sent on the open connection.
         protocols: The subprotocols to offer, the preferred one first. By default these are
             `routecast.v1.msgpack` and `routecast.v1.json`. `()` requests the default stream.
         on_change: Called with the new `health` when the connection is opened or closed, and after
@@ -101,7 +104,7 @@ class Client:
         self._protocols = protocols
         self._on_change = on_change
         self._connection = self._new_connection(self._server.stream(), protocols)
-        self._session = ClientSession(self._on_topic)
+        self._session = ClientSession(self._on_topic, lambda: self._connection.refreshed_token())
         self._feeds: dict[Topic, Feed[Any]] = {}
         self._numbers = count(1)
         self._sender: RateLimitedSender | None = None
@@ -264,6 +267,8 @@ class Client:
                     message = decode(data)
                     if isinstance(message, Hello):
                         self._sender.bucket.limit = message.limits.messages_per_minute
+                    elif isinstance(message, ErrorOut) and message.id is msgspec.UNSET:
+                        logger.warning("%s: %s", self._server, plain(message.message))
                     answers = self._session.receive(message)
                     self._connection.alive()
                     self._send(answers)

@@ -98,7 +98,8 @@ class Feed(Generic[Value]):
         Raises:
             BadRequest: The server does not accept this view or history. Other feeds continue.
             Refused: The server refuses this client, and reconnecting does not help.
-            Unauthenticated: The token is missing, invalid or expired. Connect with a new one.
+            Unauthenticated: The token or API key is missing, invalid or expired. Connect with a new
+                one.
             Unavailable: A history cannot be read now. Request it again after `retry_after` seconds.
             StopAsyncIteration: The feed or its client was closed, or the history is complete.
             msgspec.ValidationError: The server sent metrics with a value of a wrong type.

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from routecast.client.answers import HttpAnswer, explain, followed, plain
-from routecast.client.auth import Token, bearer
+from routecast.client.auth import Token, advice, bearer
 from routecast.client.http_exchange import Exchange
 from routecast.client.stream_errors import describe
 from routecast.client.url import Server
@@ -153,7 +153,7 @@ class HttpSender:
                 kind = NotOurs if problem is None else Unavailable
                 raise kind(words, retry_after=answer.retry_after)
             case Outcome.NEW_TOKEN:
-                raise Unauthenticated(answer.status, words)
+                raise Unauthenticated(answer.status, f"{words}; {advice(self._token)}")
             case Outcome.SMALLER if problem is None:
                 self.close()
         raise Refused(answer.status, words)

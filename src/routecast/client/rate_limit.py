@@ -43,7 +43,7 @@ class TokenBucket:
 
 
 class RateLimitedSender:
-    """Sends messages in order, below the server's rate limit.
+    """Sends messages in order, below the server's rate limit; a `Refresh` before all others.
 
     If an `Unsubscribe` is queued while its request waits, neither is sent. So at most two messages
     of an id wait.
@@ -66,7 +66,10 @@ class RateLimitedSender:
                 self._waiting.remove(item)
             if earlier and not isinstance(earlier[0][0], Unsubscribe):
                 return  # the server has not received the request
-        self._waiting.append((message, self._encode(message)))
+        if isinstance(message, Refresh):  # the server waits for it only until the token expires
+            self._waiting.appendleft((message, self._encode(message)))
+        else:
+            self._waiting.append((message, self._encode(message)))
         self._filled.set()
 
     async def run(self) -> None:

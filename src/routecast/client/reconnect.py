@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
 from routecast.client.answers import followed
-from routecast.client.auth import Token, bearer
+from routecast.client.auth import Token, text_of
 from routecast.client.stream_errors import (
     MAX_CAUSES_LOGGED,
     answer_of,
@@ -82,7 +82,10 @@ class ReconnectingConnection:
     state: State = State.CONNECTING
     reason: str = ""
     retry_at: float | None = None
+    # The token of the present connection, the one it was refreshed with, and that of the next one.
     _sent_token: str | None = None
+    _refreshed_with: str | None = None
+    _next_token: str | None = None
     # The target of a redirect, its cause, and the logged warnings.
     _redirected: str | None = None
     _redirect_reason: str = ""
@@ -165,16 +168,46 @@ class ReconnectingConnection:
     def _headers(self) -> dict[str, str]:
         if self.token is None:
             return {}
-        self._sent_token = bearer(self.token)
-        return {"Authorization": self._sent_token}
+        self._sent_token = self._next_token or text_of(self.token)
+        self._refreshed_with = self._next_token = None
+        return {"Authorization": f"Bearer {self._sent_token}"}
 
     def _pause(self, error: Exception, verdict: Verdict) -> float:
         """Return the seconds until the next attempt. Raises Refused."""
         if verdict.outcome is not Outcome.RETRY:
-            refused = refusal(error)
+            refused = refusal(error, self.token)
             if not (isinstance(refused, Unauthenticated) and self._has_new_token()):
                 raise refused from None
         return self.backoff.after(verdict)
 
     def _has_new_token(self) -> bool:
-        return callable(self.token) and bearer(self.token) != self._sent_token
+        """Ask for the token of the next attempt; return whether it may be a new one."""
+        if not callable(self.token):
+            return False
+        try:
+            found = text_of(self.token)
+        except OSError:  # the next attempt asks again
+            return True
+        if found == self._sent_token:
+            return False
+        self._next_token = found
+        return True
+
+    def refreshed_token(self) -> str | None:
+        """Ask for a new token for the open connection; return None if there is none.
+
+        Errors of the function are only logged: when the token expires, the server closes the
+        connection, and the function is called again.
+        """
+        if not callable(self.token):
+            return None
+        try:
+            found = text_of(self.token)
+        except Exception as error:  # of the program's function
+            words = "%s: there is no new token yet (%s: %s)"
+            logger.warning(words, self.server, type(error).__name__, error)
+            return None
+        if found in (self._sent_token, self._refreshed_with):
+            return None
+        self._refreshed_with = found
+        return found

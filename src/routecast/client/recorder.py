@@ -44,8 +44,9 @@ class Recorder:
             batch, from 1; default 1,000. A batch never has more than 50,000, nor more than half of
             `capacity`.
         linger: How long the first decision of a batch waits for others, in seconds; default 0.2.
-        token: Sent as `Authorization: Bearer`. A function is called before each batch, and returns
-            the token. After its exception, the batch is sent later.
+        token: A token or an API key, sent as `Authorization: Bearer`. A function is called before
+            each batch, and returns the token. After its exception, or if the server refuses the
+            token that it returned, the batch is sent later.
         exit_timeout: How long the exit of the program may take to send what waits, in seconds, for
             all recorders together; default 5.
 

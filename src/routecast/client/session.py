@@ -25,9 +25,11 @@ from routecast.protocol import (
     Goodbye,
     HistoryOut,
     Position,
+    Refresh,
     ServerMessage,
     SnapshotOut,
     Subscribe,
+    TokenExpiring,
     Unsubscribe,
 )
 
@@ -118,11 +120,20 @@ def _before(position: Position, visible: Position | None) -> bool:
 
 
 class ClientSession:
-    """All topics of one client. `changed` is called with each topic that has changed."""
+    """All topics of one client.
 
-    def __init__(self, changed: Callable[[Topic], None]) -> None:
+    `changed` is called with each topic that has changed. `new_token` is called when the token of
+    the connection expires; it returns None if there is no new one.
+    """
+
+    def __init__(
+        self,
+        changed: Callable[[Topic], None],
+        new_token: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._topics: dict[str, Topic] = {}
         self._changed = changed
+        self._new_token = new_token
         self._open = False
         self.goodbye: Goodbye | None = None
 
@@ -151,6 +162,9 @@ class ClientSession:
         match message:
             case Goodbye():
                 self.goodbye = message
+            case TokenExpiring():
+                token = self._new_token()
+                return [] if token is None else [Refresh(token)]
             case SnapshotOut() | DeltaOut() | HistoryOut():
                 if topic := self._topics.get(message.id):
                     return self._deliver(topic, message)

@@ -8,6 +8,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Close
 
 from routecast.client.answers import HttpAnswer, explain, plain
+from routecast.client.auth import Token, advice
 from routecast.errors import BadRequest, Refused, RoutecastError, Unauthenticated
 from routecast.protocol import V1
 from routecast.retry import (
@@ -42,8 +43,11 @@ def verdict_on(error: Exception, goodbye_ms: int | None = None) -> Verdict:
     return close_verdict(_NO_CLOSE_FRAME, goodbye_ms=goodbye_ms)
 
 
-def refusal(error: Exception) -> RoutecastError:
-    """Return the exception to raise if the verdict on an error is not to reconnect."""
+def refusal(error: Exception, token: Token | None = None) -> RoutecastError:
+    """Return the exception to raise if the verdict on an error is not to reconnect.
+
+    `token` is the client's.
+    """
     if isinstance(error, InvalidStatus):
         answer = answer_of(error)
         if answer.problem is not None and answer.status == HTTPStatus.BAD_REQUEST:
@@ -53,8 +57,19 @@ def refusal(error: Exception) -> RoutecastError:
         assert isinstance(error, ConnectionClosed)
         assert error.rcvd
         code = error.rcvd.code
-    new_token = verdict_on(error).outcome is Outcome.NEW_TOKEN
-    return (Unauthenticated if new_token else Refused)(code, describe(error))
+    kind = Unauthenticated if needs_token(error) else Refused
+    return kind(code, explained(error, token))
+
+
+def needs_token(error: Exception) -> bool:
+    """Whether a new token may help after an error."""
+    return verdict_on(error).outcome is Outcome.NEW_TOKEN
+
+
+def explained(error: Exception, token: Token | None, url: str = "") -> str:
+    """Return `describe(error, url)` and, if a new token may help, how to give one."""
+    words = describe(error, url)
+    return f"{words}; {advice(token)}" if needs_token(error) else words
 
 
 def describe(error: Exception, url: str = "") -> str:

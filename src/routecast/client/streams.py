@@ -34,7 +34,7 @@ async def stream(
 
     Args:
         url: The address of the server, as for `Client`.
-        token: The token or a function that returns it, as for `Client`.
+        token: A token or an API key, or a function that returns it, as for `Client`.
         **asked: The arguments of `Client.subscribe`.
 
     Yields:
@@ -44,7 +44,7 @@ async def stream(
         BadParameter: `url` is not an address of a server.
         BadRequest: The server does not accept one of the other arguments.
         Refused: The server refuses this client, and reconnecting does not help.
-        Unauthenticated: The token is missing, invalid or expired.
+        Unauthenticated: The token or API key is missing, invalid or expired.
 
     Examples:
         >>> import asyncio
@@ -71,7 +71,7 @@ def stream_sync(
 
     Args:
         url: The address of the server, as for `Client`.
-        token: The token or a function that returns it, as for `Client`.
+        token: A token or an API key, or a function that returns it, as for `Client`.
         **asked: The arguments of `Client.subscribe`.
 
     Yields:

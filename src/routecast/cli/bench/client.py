@@ -34,11 +34,13 @@ class BenchClient(asyncio.Protocol):
     def __init__(
         self,
         uri: WebSocketURI,
+        authorization: str | None,
         began: float,
         on_message: OnMessage,
         on_lost: Callable[[Exception], None],
     ) -> None:
         self._protocol = ClientProtocol(uri, max_size=MAX_MESSAGE)
+        self._authorization = authorization
         self._on_message = on_message
         self._on_lost = on_lost
         self._partial: list[bytes] = []
@@ -52,7 +54,10 @@ class BenchClient(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from it
-        self._protocol.send_request(self._protocol.connect())
+        request = self._protocol.connect()
+        if self._authorization is not None:
+            request.headers["Authorization"] = self._authorization
+        self._protocol.send_request(request)
         self._flush()
 
     def data_received(self, data: bytes) -> None:
@@ -119,16 +124,26 @@ class BenchClient(asyncio.Protocol):
 
 
 async def subscribe(
-    url: str, on_message: OnMessage, on_lost: Callable[[Exception], None], timeout: float
+    url: str,
+    authorization: str | None,
+    on_message: OnMessage,
+    on_lost: Callable[[Exception], None],
+    timeout: float,
 ) -> BenchClient:
-    """Open one stream. Raises OSError (TimeoutError too) or InvalidHandshake."""
+    """Open one stream, with this header `Authorization` if it is not None.
+
+    Raises OSError (TimeoutError too) or InvalidHandshake.
+    """
     uri = parse_uri(url)
     loop = asyncio.get_running_loop()
     tls = ssl.create_default_context() if uri.secure else None
     began = time.time()
     async with asyncio.timeout(timeout):
         _, stream = await loop.create_connection(
-            lambda: BenchClient(uri, began, on_message, on_lost), uri.host, uri.port, ssl=tls
+            lambda: BenchClient(uri, authorization, began, on_message, on_lost),
+            uri.host,
+            uri.port,
+            ssl=tls,
         )
         try:
             await stream.opened

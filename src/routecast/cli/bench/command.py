@@ -18,8 +18,10 @@ from rich.table import Table
 from websockets.exceptions import WebSocketException
 
 from routecast.cli.bench.client import BenchClient, subscribe
+from routecast.cli.credential import api_key
 from routecast.cli.terminal import BAD_USAGE, FAILED, INTERRUPTED, fail, say, unwind_on_sigterm
-from routecast.client.stream_errors import describe
+from routecast.client.auth import bearer
+from routecast.client.stream_errors import explained
 from routecast.client.url import DEFAULT_SERVER, Server
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_INTERVAL, MIN_INTERVAL
@@ -67,6 +69,7 @@ def bench(
     Latency is this machine's clock on receipt minus the document's timestamp:
     between two machines it includes the difference of their clocks.
     Exits with 1 if any stream failed.
+    If the server needs a token or an API key, set ROUTECAST_API_KEY.
 
     Example: routecast bench --connections 1000 --seconds 30 --interval 0.5
     """
@@ -77,7 +80,7 @@ def bench(
     unwind_on_sigterm()
     _allow_open_files(connections + _SPARE_FILES)
     query = [("interval", f"{interval:g}")] + ([("fields", fields)] if fields else [])
-    trial = Trial(target.stream(query), connections, seconds, interval)
+    trial = Trial(target.stream(query), connections, seconds, interval, api_key())
     # Progress goes to standard error, so that the result alone can be redirected.
     with _BenchProgress(Console(stderr=True, highlight=False)) as progress:
         interrupted = _run(trial, progress)
@@ -153,6 +156,7 @@ class Trial:
     connections: int
     seconds: float
     interval: float
+    token: str | None = None
     connect: "array[float]" = field(default_factory=_samples)
     first_frame: "array[float]" = field(default_factory=_samples)
     latency: "array[float]" = field(default_factory=_samples)
@@ -193,9 +197,12 @@ class Trial:
 
     async def _open(self) -> None:
         try:
-            stream = await subscribe(self.url, self._message, self._lose, _OPEN_TIMEOUT)
+            authorization = None if self.token is None else bearer(self.token)
+            stream = await subscribe(
+                self.url, authorization, self._message, self._lose, _OPEN_TIMEOUT
+            )
         except (OSError, WebSocketException) as error:
-            self.failures[describe(error, self.url)] += 1
+            self.failures[explained(error, self.token, self.url)] += 1
             return
         self._streams.append(stream)
         self.connect.append(1000 * (stream.opened_at - stream.began))
@@ -248,7 +255,7 @@ class Trial:
 
     def _lose(self, error: Exception) -> None:
         self._lost += 1
-        self.failures[describe(error)] += 1
+        self.failures[explained(error, self.token)] += 1
 
     def result(self) -> dict[str, Any]:
         """Return all measurements for JSON; a value that was not measured is null."""

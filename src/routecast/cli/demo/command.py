@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
+from routecast.cli.credential import api_key
 from routecast.cli.demo.simulator import Arrival, arrivals
 from routecast.cli.terminal import command_name, say
 from routecast.client.recorder import Recorder
@@ -122,7 +123,8 @@ async def send(address: str, traffic: Iterator[Arrival]) -> None:
     """Record arrivals at a server when they are due, until cancelled."""
     # No warning about decisions that are lost when the server stops: they are simulated.
     logging.getLogger("routecast.client").setLevel(logging.ERROR)
-    recorder = Recorder(address, linger=_LINGER)
+    # The settings of the environment may turn authentication on.
+    recorder = Recorder(address, linger=_LINGER, token=api_key())
     began = time.monotonic()
     try:
         for at, decision in traffic:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from routecast.cli.credential import api_key
 from routecast.cli.replay.column_mapping import Columns, Row
 from routecast.cli.replay.progress import SendProgress
 from routecast.cli.replay.row_reader import BrokenRow, Record, RowFile, Unreadable
@@ -112,6 +113,7 @@ def replay(
     where an interrupted one ended. A value that cannot be used is left out, and a
     row without a readable time is not sent; both are listed, and it exits with 1,
     as for rows that the server rejects.
+    If the server needs a token or an API key, set ROUTECAST_API_KEY.
 
     Example: routecast replay calls.csv --set provider=openai --speed 60
     """
@@ -314,7 +316,7 @@ class _Job:
             self.retried = True
             progress.retry(words, seconds)
 
-        return BatchSender(target, waiting)
+        return BatchSender(target, waiting, api_key())
 
     def _send(self, sender: BatchSender, batch: list[Row]) -> None:
         self.retried = False

@@ -75,12 +75,17 @@ class SendResult:
 class BatchSender:
     """One producer's connection to a server, as a context manager.
 
-    `waiting(words, seconds)` is called before each pause between two attempts. Raises BadParameter
-    if the environment names a proxy that cannot be used.
+    `waiting(words, seconds)` is called before each pause between two attempts. `token` is a token
+    or an API key. Raises BadParameter if the environment names a proxy that cannot be used.
     """
 
-    def __init__(self, server: Server, waiting: Callable[[str, float], None]) -> None:
-        self._http = HttpSender(server, timeout=_TIMEOUT, proxy=_proxy(server))
+    def __init__(
+        self,
+        server: Server,
+        waiting: Callable[[str, float], None],
+        token: str | None = None,
+    ) -> None:
+        self._http = HttpSender(server, token, timeout=_TIMEOUT, proxy=_proxy(server))
         self._waiting = waiting
         self._answered = False  # by Routecast
         self._refused_since = 0.0  # on the monotonic clock: when the last batch was accepted

@@ -37,9 +37,9 @@ _REDRAW: Final = 0.5
 _SETTLED: Final = 0.3
 
 
-async def show_live(target: Server, choice: Choice, console: Console) -> None:
+async def show_live(target: Server, token: str | None, choice: Choice, console: Console) -> None:
     """Show the screen until the user leaves. Raises what `Subscription` raises."""
-    async with connect(target.url) as client:
+    async with connect(target.url, token=token) as client:
         await Watcher(target, client, choice, console).run()
 
 

@@ -12,6 +12,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from routecast.cli.credential import api_key
 from routecast.cli.terminal import BAD_USAGE, FAILED, TERMINATED, command_name, fail, say
 from routecast.cli.watch.app import WATCHED_FIELDS, show_live, status
 from routecast.cli.watch.options import Choice
@@ -59,6 +60,7 @@ def watch(
 
     Keys change window, filter and interval: ? lists them, q leaves.
     If the output is not a terminal, it prints one update and exits, as with --once.
+    If the server needs a token or an API key, set ROUTECAST_API_KEY.
 
     Example: routecast watch --window 5m --provider gemini --provider claude
     """
@@ -70,25 +72,26 @@ def watch(
     logging.getLogger("routecast.client").addHandler(logging.NullHandler())
     names = [tuple(given or ()) for given in (strategy, provider, model, project)]
     choice = Choice(window, interval, *names)
+    token = api_key()
     console = Console(highlight=False)
     if json:
-        raise typer.Exit(_run(_print_json(target, choice, once=once)))
+        raise typer.Exit(_run(_print_json(target, token, choice, once=once)))
     if once or not console.is_terminal:
-        raise typer.Exit(_run(_print_once(target, choice, console)))
-    raise typer.Exit(_run(show_live(target, choice, console)))
+        raise typer.Exit(_run(_print_once(target, token, choice, console)))
+    raise typer.Exit(_run(show_live(target, token, choice, console)))
 
 
-async def _print_once(target: Server, choice: Choice, console: Console) -> None:
-    metrics, health = await _first(target, choice)
+async def _print_once(target: Server, token: str | None, choice: Choice, console: Console) -> None:
+    metrics, health = await _first(target, token, choice)
     console.print(Screen(str(target), choice.words, status(health, known=True), metrics))
 
 
-async def _print_json(target: Server, choice: Choice, *, once: bool) -> None:
+async def _print_json(target: Server, token: str | None, choice: Choice, *, once: bool) -> None:
     if once:
-        metrics, _ = await _first(target, choice)
+        metrics, _ = await _first(target, token, choice)
         typer.echo(_line(metrics))
         return
-    async with connect(target.url, on_change=_print_health) as client:
+    async with connect(target.url, token=token, on_change=_print_health) as client:
         async for metrics in await client.subscribe(fields=WATCHED_FIELDS, **choice.asked):
             typer.echo(_line(metrics))
 
@@ -104,9 +107,9 @@ def _print_health(health: Health) -> None:
         say(Console(stderr=True), words, "yellow")
 
 
-async def _first(target: Server, choice: Choice) -> tuple[Metrics, Health]:
+async def _first(target: Server, token: str | None, choice: Choice) -> tuple[Metrics, Health]:
     """Return the first metrics; exit if the first attempt brings none."""
-    async with connect(target.url) as client:
+    async with connect(target.url, token=token) as client:
         feed = await client.subscribe(fields=WATCHED_FIELDS, **choice.asked)
         first = asyncio.ensure_future(anext(feed))
         try:
