@@ -33,6 +33,12 @@ const SIGN_IN_STATUSES = new Set([401, 403, 407]);
 const SIGN_IN = "you may have to sign in again";
 const MAX_TEXT = 500;
 
+/** What an HTTP header can hold. */
+const TOKEN = /^[!-~]+$/;
+export const BAD_TOKEN = "the token must be a text of visible ASCII characters";
+const NEEDS_TOKEN = "a valid token or API key is needed";
+const NEEDS_SCOPE = "a token or an API key that has it is needed";
+
 export const UNREACHABLE = "the server cannot be reached";
 const NO_UPGRADE = "the server answers, but no WebSocket gets through to it: a proxy in between must pass upgrades on";
 
@@ -99,6 +105,15 @@ export function streamUrl(server) {
 }
 
 /**
+ * Whether a text can be a token or an API key.
+ *
+ * @param {string} text
+ */
+export function isToken(text) {
+  return TOKEN.test(text);
+}
+
+/**
  * A token as a subprotocol: a browser lets a page send nothing else with a WebSocket.
  *
  * @param {string} token
@@ -121,7 +136,7 @@ export function closeVerdict(code, reason, goodbye) {
   const wanted = outcome !== "retry" ? 0 : code === TOO_MANY_MESSAGES ? TOO_MANY_MESSAGES_DELAY_MS : named;
   const minDelay = Math.min(Math.max(wanted, 0), MAX_SERVER_DELAY_MS);
   return {
-    reason: describe(code, reason),
+    reason: withAdvice(describe(code, reason), outcome),
     final: outcome !== "retry",
     token: outcome === "token",
     minDelay,
@@ -142,23 +157,34 @@ function describe(code, reason) {
 }
 
 /**
+ * @param {string} reason
+ * @param {Outcome} outcome
+ */
+function withAdvice(reason, outcome) {
+  return outcome === "token" ? `${reason}; ${NEEDS_TOKEN}` : reason;
+}
+
+/**
  * Find out why a WebSocket did not open. A browser does not say it, so this sends an HTTP request to
  * the same address. Null if there is no answer.
  *
  * @param {string} stream URL of the WebSocket
+ * @param {string} [token]
  * @returns {Promise<Verdict & RefusalDetails | null>}
  */
-export async function diagnose(stream) {
+export async function diagnose(stream, token) {
   const url = stream.replace(/^ws/, "http");
   try {
     // With OPTIONS, unlike GET, a browser sends the page's origin also to the page's own server.
     const signal = AbortSignal.timeout(DIAGNOSE_TIMEOUT_MS);
-    const answer = await fetch(url, { method: "OPTIONS", redirect: "manual", signal });
+    /** @type {Record<string, string>} */
+    const credential = token ? { Authorization: `Bearer ${token}` } : {};
+    const answer = await fetch(url, { method: "OPTIONS", redirect: "manual", signal, headers: credential });
     const problem = await readProblem(answer);
     const { status, headers } = answer;
     const outcome = outcomeOfAnswer(status, problem !== null);
     return {
-      reason: problem ? `the server refused the connection (${problem.detail})` : explain(answer, url),
+      reason: problem ? refusal(answer, problem.detail, outcome) : explain(answer, url),
       final: outcome !== "retry",
       token: outcome === "token",
       minDelay: retryAfter(headers.get("retry-after") ?? ""),
@@ -169,8 +195,23 @@ export async function diagnose(stream) {
       redirect: problem ? null : tlsRedirect(answer, stream),
     };
   } catch {
-    return null;
+    // A server without authentication does not let pages of other sites send a token.
+    return token ? diagnose(stream) : null;
   }
+}
+
+/**
+ * Why Routecast itself refused the connection, and what helps.
+ *
+ * @param {Response} answer
+ * @param {string} detail
+ * @param {Outcome} outcome
+ */
+function refusal({ headers }, detail, outcome) {
+  const reason = `the server refused the connection (${detail})`;
+  // RFC 6750, 3.1
+  if (headers.get("www-authenticate")?.includes('error="insufficient_scope"')) return `${reason}; ${NEEDS_SCOPE}`;
+  return withAdvice(reason, outcome);
 }
 
 /**

@@ -9,7 +9,7 @@
  * `closed` is for good: after `close()`, or if the server refuses this client. `retry()` leaves it.
  */
 
-import { UNREACHABLE, bearer, closeVerdict, diagnose } from "./close_reasons.js";
+import { BAD_TOKEN, UNREACHABLE, bearer, closeVerdict, diagnose, isToken } from "./close_reasons.js";
 
 /** @typedef {import("./types.js").State} State */
 /** @typedef {import("./types.js").Socket} Socket */
@@ -71,8 +71,12 @@ export class ReconnectingSocket {
   #goodbye = null;
   /** @type {string | undefined} the token of this attempt */
   #token;
-  /** @type {string | undefined} the token that the server refused */
-  #refusedToken;
+  /** @type {string | undefined} the token that was sent on the open connection in place of it */
+  #refreshedWith;
+  /** @type {Pick<Verdict, "reason" | "code" | "status"> & {token: string | undefined} | undefined} the token that the server refused, and why */
+  #refused;
+  /** Whether an attempt with a new token was made at once since the last document. */
+  #renewed = false;
   /** @type {ReturnType<typeof setTimeout> | undefined} the timer of the present state */
   #timer;
   /** Whether a topic needs routecast.v1, while the default stream is used. */
@@ -101,7 +105,10 @@ export class ReconnectingSocket {
 
   /** Try again now, whatever the state; after `close()` it does nothing. */
   retry() {
-    if (!this.#closed.signal.aborted) void this.#connect(true);
+    if (this.#closed.signal.aborted) return;
+    this.#refused = undefined; // whoever calls this may know that the server accepts the token now
+    this.#renewed = false;
+    void this.#connect(true);
   }
 
   close() {
@@ -147,6 +154,7 @@ export class ReconnectingSocket {
   /** A requested answer arrived: the delay after the next failure is the first one again. */
   resetBackoff() {
     this.#failures = 0;
+    this.#renewed = false;
   }
 
   /** @param {number} delay ms after which the client must reconnect, as a server's `goodbye` said */
@@ -154,22 +162,45 @@ export class ReconnectingSocket {
     this.#goodbye = delay;
   }
 
+  /**
+   * The token expires soon: send a new one on the open connection. Without one nothing happens until
+   * the server closes the connection.
+   */
+  async refresh() {
+    if (typeof this.#settings.token !== "function") return;
+    const attempt = this.#attempt;
+    const token = await this.#askForToken().catch(() => undefined); // it is asked for again after the close
+    if (attempt !== this.#attempt || !token || !isToken(token)) return;
+    if (token === this.#token || token === this.#refreshedWith) return;
+    this.#refreshedWith = token;
+    this.send({ type: "refresh", token });
+  }
+
   // -- connecting ------------------------------------------------------------------------------
+
+  /** @returns {Promise<string | undefined>} */
+  async #askForToken() {
+    const { token } = this.#settings;
+    const text = typeof token === "function" ? await token() : token;
+    return text?.trim() || undefined;
+  }
 
   /** @param {boolean} again */
   async #connect(again) {
     const attempt = this.#reset();
     this.#enter({ name: "connecting", again });
     this.#after(HANDSHAKE_MS, () => this.#reconnectLater(UNREACHABLE));
-    const { token } = this.#settings;
+    let token;
     try {
-      this.#token = typeof token === "function" ? await token() : token;
+      token = await this.#askForToken();
     } catch (error) {
       if (attempt === this.#attempt) this.#reconnectLater(`there is no token to connect with (${error})`);
       return;
     }
     if (attempt !== this.#attempt) return;
-    if (this.#token && this.#token === this.#refusedToken) return this.#finish("the server refused the token, and there is no other");
+    this.#token = token;
+    if (token && !isToken(token)) return this.#finish(BAD_TOKEN, null, 401);
+    if (this.#refused && this.#refused.token === token) return this.#finish(this.#refused.reason, this.#refused.code, this.#refused.status);
     this.#open(this.#address, this.#token ? [V1, bearer(this.#token)] : [V1]);
   }
 
@@ -228,7 +259,7 @@ export class ReconnectingSocket {
   async #diagnose(url) {
     const { v1 } = this;
     const attempt = this.#reset();
-    const verdict = await diagnose(url);
+    const verdict = await diagnose(url, this.#token);
     if (attempt !== this.#attempt) return;
     const before = this.#redirect;
     if (!before && verdict?.redirect) {
@@ -245,10 +276,13 @@ export class ReconnectingSocket {
 
   /** @param {Verdict} verdict */
   #apply({ reason, final, token, minDelay, exact, code, status }) {
-    this.#refusedToken = token ? this.#token : undefined;
-    const hasAnother = token && typeof this.#settings.token === "function";
-    if (final && !hasAnother) this.#finish(reason, code, status);
-    else this.#reconnectLater(reason, minDelay, exact ? 0 : undefined);
+    this.#refused = token ? { token: this.#token, reason, code, status } : undefined;
+    const mayRenew = token && typeof this.#settings.token === "function";
+    if (final && !mayRenew) return this.#finish(reason, code, status);
+    // The first attempt with a new token is made at once. If that is refused too, the next one waits.
+    const atOnce = exact || (mayRenew && !this.#renewed);
+    if (mayRenew) this.#renewed = true;
+    this.#reconnectLater(reason, minDelay, atOnce ? 0 : undefined);
   }
 
   /**
@@ -285,6 +319,7 @@ export class ReconnectingSocket {
     this.v1 = true;
     this.#opened = false;
     this.#goodbye = null;
+    this.#refreshedWith = undefined;
     return ++this.#attempt;
   }
 

@@ -157,6 +157,8 @@ export class Client {
     switch (message.type) {
       case "goodbye":
         return this.#socket.onGoodbye(message.reconnect_after_ms);
+      case "token_expiring":
+        return void this.#socket.refresh();
       case "snapshot":
       case "delta":
       case "history":

@@ -148,8 +148,11 @@ export interface Options {
    * stale, after three times it reconnects. Default 10,000.
    */
   patience?: number;
-  /** A token, or a function that returns one before each attempt. */
-  token?: string | (() => string | Promise<string>);
+  /**
+   * A token or an API key, or a function that returns one, or none: it is called before each attempt,
+   * and when the server says that the token expires.
+   */
+  token?: string | (() => string | undefined | Promise<string | undefined>);
   /** A class to use if `globalThis` has none, as in Node.js 20. */
   WebSocket?: SocketClass;
 }

@@ -8,6 +8,7 @@ const PATIENCE_MS = 5_000;
 /** Polls `/health` between `start()` and `stop()`. */
 export class HealthPoll {
   #url;
+  #credential;
   #onHealth;
   #active = false;
   #isPolling = false;
@@ -16,10 +17,12 @@ export class HealthPoll {
 
   /**
    * @param {string} url
+   * @param {() => string | undefined} credential a token or API key to send
    * @param {(health: Health | null) => void} onHealth called with each answer; null without one
    */
-  constructor(url, onHealth) {
+  constructor(url, credential, onHealth) {
     this.#url = url;
+    this.#credential = credential;
     this.#onHealth = onHealth;
   }
 
@@ -46,16 +49,20 @@ export class HealthPoll {
   }
 
   /**
-   * A server that cannot serve anything answers 503, with its health in the body.
+   * A server that cannot serve anything answers 503, with its health in the body. One that knows
+   * its users tells most of them only its version.
    *
    * @returns {Promise<Health | null>}
    */
   async #fetch() {
     try {
-      const options = { cache: /** @type {const} */ ("no-store"), signal: AbortSignal.timeout(PATIENCE_MS) };
+      const credential = this.#credential();
+      /** @type {Record<string, string>} */
+      const headers = credential ? { Authorization: `Bearer ${credential}` } : {};
+      const options = { cache: /** @type {const} */ ("no-store"), headers, signal: AbortSignal.timeout(PATIENCE_MS) };
       const answer = await fetch(this.#url, options);
       const health = await answer.json();
-      return typeof health?.source === "string" ? health : null;
+      return typeof health?.version === "string" ? health : null;
     } catch {
       return null;
     }

@@ -1,13 +1,15 @@
 /** Connects the stream and the health poll with the renderer. */
 
 import { connect } from "./client/routecast.js";
+import { credential, takeKeyFromAddress } from "./credential.js";
 import { HealthPoll } from "./health.js";
 import { VIEW } from "./page_view.js";
 import { RateHistory } from "./rates.js";
 import { part } from "./rows.js";
+import { prepareSignIn } from "./sign_in.js";
 import { sendsChangesOnly } from "./status.js";
 import { PageRenderer, renderTitle } from "./renderer.js";
-import { prepareCommands } from "./welcome.js";
+import { addKeyToCommand, prepareCommands } from "./welcome.js";
 
 /** @typedef {import("./page_view.js").Metrics} Metrics */
 
@@ -20,8 +22,9 @@ const QUIET_MS = 1_500 * VIEW.interval;
 /** Shorter than the default, because the user should soon see that no message arrives. */
 const PATIENCE_MS = 5_000;
 
+takeKeyFromAddress(); // before anything else, so that it is not shown for long
 const address = new URL(".", location.href).href;
-const client = connect(address, { patience: PATIENCE_MS });
+const client = connect(address, { patience: PATIENCE_MS, token: credential });
 
 /** @type {import("./status.js").PageState} */
 const page = {
@@ -32,6 +35,7 @@ const page = {
   receivedAt: 0,
   failure: null,
   health: null,
+  hasCredential: false,
 };
 const history = new RateHistory();
 const renderer = new PageRenderer();
@@ -48,7 +52,7 @@ function render() {
   });
 }
 
-const healthPoll = new HealthPoll(new URL("health", address).href, (health) => {
+const healthPoll = new HealthPoll(new URL("health", address).href, credential, (health) => {
   page.health = health;
   render();
 });
@@ -105,6 +109,17 @@ function tick() {
   render();
 }
 
+/** Connect with the token or API key that the page now has. */
+function signIn() {
+  showCredential();
+  client.retry();
+}
+
+function showCredential() {
+  page.hasCredential = credential() !== undefined;
+  if (page.hasCredential) addKeyToCommand(address);
+}
+
 function showNotice() {
   const notice = document.querySelector('meta[name="routecast-notice"]')?.getAttribute("content") ?? "";
   const badge = part(document, "#notice");
@@ -114,5 +129,9 @@ function showNotice() {
 
 showNotice();
 prepareCommands(address);
+prepareSignIn(signIn);
+showCredential();
+// A key may be added to the address of a page that is open.
+addEventListener("hashchange", () => takeKeyFromAddress() && signIn());
 part(document, "#retry").addEventListener("click", () => client.retry());
 setInterval(tick, TICK_MS);

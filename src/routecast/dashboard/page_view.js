@@ -26,12 +26,14 @@
  */
 
 /**
+ * With authentication, only an operator gets more than the status and the version.
+ *
  * @typedef {Object} Health
  * @property {"ok" | "degraded"} status
- * @property {number} active_connections
  * @property {string} version
- * @property {Components} components
- * @property {Source | "none"} source
+ * @property {number} [active_connections]
+ * @property {Components} [components]
+ * @property {Source | "none"} [source]
  * @property {Record<string, number>} [full_names] limits of names that are reached, by part
  */
 

@@ -4,7 +4,7 @@ import { UNKNOWN, formatConfidence, formatCount, formatLatency, formatMoney, for
 import { Panels } from "./panels.js";
 import { part, setText } from "./rows.js";
 import { Sparkline } from "./sparkline.js";
-import { describe, describeAge, describeHealth, describeLimits, describeTitle, isForbidden } from "./status.js";
+import { describe, describeAge, describeHealth, describeLimits, describeTitle, isForbidden, needsSignIn } from "./status.js";
 
 /** @typedef {import("./page_view.js").Metrics} Metrics */
 /** @typedef {import("./rates.js").RatePoint} RatePoint */
@@ -86,12 +86,29 @@ export class PageRenderer {
   }
 
   /** @param {PageState} page */
-  #renderSections({ stream, metrics }) {
-    const forbidden = isForbidden(stream);
+  #renderSections(page) {
+    const { metrics } = page;
+    const forbidden = isForbidden(page);
+    const signIn = needsSignIn(page);
     const empty = metrics?.total_decisions === 0;
     byId("forbidden").hidden = !forbidden;
-    byId("welcome").hidden = !empty || forbidden;
-    byId("numbers").hidden = empty || (forbidden && metrics === null);
+    byId("welcome").hidden = !empty || forbidden || signIn;
+    byId("numbers").hidden = empty || signIn || (forbidden && metrics === null);
+    this.#renderSignIn(page, signIn);
+  }
+
+  /**
+   * @param {PageState} page
+   * @param {boolean} needed
+   */
+  #renderSignIn({ stream, hasCredential }, needed) {
+    const section = byId("sign-in");
+    const appears = section.hidden && needed;
+    section.hidden = !needed;
+    const problem = needed && hasCredential && stream.name === "closed" ? stream.reason : "";
+    show("sign-in-problem", problem);
+    byId("sign-in-problem").hidden = problem === "";
+    if (appears) byId("credential").focus();
   }
 
   /** @param {Metrics} metrics */

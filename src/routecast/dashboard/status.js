@@ -18,6 +18,7 @@ import { formatAge, formatCount, formatCounted } from "./format.js";
  * @property {number} receivedAt when it came, in ms since 1970
  * @property {string | null} failure what the server sent in place of a newer one
  * @property {Health | null} health
+ * @property {boolean} hasCredential whether a token or an API key was given
  */
 
 /**
@@ -29,7 +30,8 @@ import { formatAge, formatCount, formatCounted } from "./format.js";
  * @property {boolean} canRetry
  */
 
-const FORBIDDEN = 403;
+const UNAUTHENTICATED = [401, 4401];
+const FORBIDDEN = [403, 4403];
 
 const SOURCES = {
   live: ", from live totals",
@@ -54,7 +56,8 @@ export function describe(page, now) {
       return { word: "Reconnecting", countdown: ` in ${seconds} s`, tone: "wait", reason: stream.reason, canRetry: true };
     }
     case "closed":
-      return stale(isForbidden(stream) ? "the server refuses this page" : stream.reason, "Refused");
+      if (needsSignIn(page)) return stale(page.hasCredential ? stream.reason : "", "Sign in", false);
+      return stale(isForbidden(page) ? "the server refuses this page" : stream.reason, "Refused");
     case "stale":
       return stale(stream.reason);
     case "connected":
@@ -75,12 +78,29 @@ function connecting(again) {
 }
 
 /**
+ * Whether the server needs a token or an API key, or another one than it was given.
+ *
+ * @param {PageState} page
+ */
+export function needsSignIn({ stream, hasCredential }) {
+  return refusedWith(stream, UNAUTHENTICATED) || (hasCredential && refusedWith(stream, FORBIDDEN));
+}
+
+/**
  * Whether the server refuses this page because of its address.
  *
- * @param {State} stream
+ * @param {PageState} page
  */
-export function isForbidden(stream) {
-  return stream.name === "closed" && stream.status === FORBIDDEN;
+export function isForbidden({ stream, hasCredential }) {
+  return !hasCredential && refusedWith(stream, FORBIDDEN);
+}
+
+/**
+ * @param {State} stream
+ * @param {number[]} codes close codes and statuses
+ */
+function refusedWith(stream, codes) {
+  return stream.name === "closed" && codes.includes(stream.status ?? stream.code ?? 0);
 }
 
 /**
@@ -127,7 +147,9 @@ export function describeAge(page, status, now) {
 export function describeHealth(health) {
   if (!health) return "";
   const components = Object.entries(health.components ?? {}).map(([name, state]) => `${name} ${state}`);
-  return [`Routecast ${health.version}`, formatCounted(health.active_connections, "open stream"), ...components].join(" · ");
+  const { version, active_connections } = health;
+  const streams = active_connections === undefined ? [] : [formatCounted(active_connections, "open stream")];
+  return [`Routecast ${version}`, ...streams, ...components].join(" · ");
 }
 
 /** @type {Record<string, string>} */

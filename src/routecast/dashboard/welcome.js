@@ -6,9 +6,11 @@ const DECISION = '{"strategy":"hybrid","provider":"gemini","confidence":0.87,"co
 
 /**
  * @param {string} page the page's own address
+ * @param {boolean} needsKey whether the server needs an API key; this page's own may not allow to write
  */
-export function firstDecision(page) {
-  return `curl --json '${DECISION}' ${new URL("v1/decisions", page).href}`;
+export function firstDecision(page, needsKey) {
+  const key = needsKey ? '-H "Authorization: Bearer $ROUTECAST_API_KEY" ' : "";
+  return `curl ${key}--json '${DECISION}' ${new URL("v1/decisions", page).href}`;
 }
 
 /**
@@ -26,8 +28,17 @@ export function allowPage(page) {
  * @param {string} page the page's own address
  */
 export function prepareCommands(page) {
-  prepareCommand(part(document, "#welcome .command"), firstDecision(page));
+  prepareCommand(part(document, "#welcome .command"), firstDecision(page, false));
   prepareCommand(part(document, "#forbidden .command"), allowPage(page));
+}
+
+/**
+ * Add the API key to the command that sends a first decision.
+ *
+ * @param {string} page the page's own address
+ */
+export function addKeyToCommand(page) {
+  part(document, "#first-decision").textContent = firstDecision(page, true);
 }
 
 /**
