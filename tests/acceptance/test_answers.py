@@ -40,6 +40,7 @@ from routecast.client import (
     connect,
     stream,
 )
+from routecast.client.auth import advice
 from routecast.client.http_sender import HttpSender, NotOurs, Unreachable
 from routecast.client.url import Server as Address
 from routecast.retry import TOO_MANY_MESSAGES_DELAY, Backoff
@@ -53,6 +54,7 @@ POSTS: Final = [row for row in TABLE["http"] if row["producer"] not in (None, "d
 UPGRADES: Final = [row for row in TABLE["http"] if row["stream"] is not None]
 DECISION: dict[str, Any] = {"strategy": "hybrid", "provider": "gemini"}
 PROBLEM: Final = "application/problem+json"
+ADVICE: Final = advice(None)
 
 Row = dict[str, Any]
 
@@ -231,7 +233,7 @@ def test_replay_follows_the_table() -> None:
                     return 0, 2, str(error).removeprefix(there.url)
             return tally.accepted, tally.rejected, ""
 
-    words = {"final": " answered {}: because", "token": " answered {}: because"}
+    words = {"final": " answered {}: because", "token": f" answered {{}}: because; {ADVICE}"}
     assert together(send, POSTS) == {
         name(row): (*SENT[outcome], words.get(outcome, "").format(row["status"]))
         for row in POSTS
@@ -489,6 +491,7 @@ async def test_a_stream_follows_the_table() -> None:
             return "retry", 0, ""
         status = row["status"]
         words = "because" if status == 400 else f"it answered {status}: because"
+        words += f"; {ADVICE}" if row["stream"] == "token" else ""
         return row["stream"], status, words
 
     found = dict(await asyncio.gather(*map(follow, UPGRADES)))

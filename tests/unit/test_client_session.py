@@ -15,9 +15,11 @@ from routecast.protocol import (
     Filters,
     Goodbye,
     Position,
+    Refresh,
     ServerMessage,
     SnapshotOut,
     Subscribe,
+    TokenExpiring,
     Unsubscribe,
 )
 from tests.support.wire import GOLDEN
@@ -110,6 +112,16 @@ def test_it_sends_the_golden_subscribes(name: str, asked: Subscribe) -> None:
         following.receive(snapshot(position["seq"], {}, position["epoch"]))
     following.session.closed()
     assert [msgspec.to_builtins(message) for message in following.session.opened()] == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("token", "sent"), [(None, []), ("new", [Refresh("new")])], ids=["none", "new"]
+)
+def test_it_refreshes_a_token_that_expires(token: str | None, sent: list[Refresh]) -> None:
+    """It asks for a new token; without one it sends nothing."""
+    session = ClientSession(lambda _: None, lambda: token)
+    session.opened()
+    assert session.receive(TokenExpiring(30_000)) == sent
 
 
 # -- positions ----------------------------------------------------------------------------------

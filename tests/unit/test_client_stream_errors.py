@@ -1,9 +1,12 @@
 """Tests of the texts that say why a stream ended, and of whether the client reconnects."""
 
 import pytest
-from websockets.exceptions import ConnectionClosedError
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.frames import Close
+from websockets.http11 import Response
 
+from routecast.client.auth import Token
 from routecast.client.stream_errors import describe, refusal, verdict_on
 from routecast.errors import Refused, Unauthenticated
 from routecast.retry import Outcome, Verdict
@@ -58,7 +61,37 @@ def test_a_refusal_has_the_code_and_the_words(code: int) -> None:
     assert str(refused) == f"closed with {code}: because"
 
 
-def test_a_missing_token_raises_unauthenticated() -> None:
-    """The client reconnects if it gets a new token."""
+@pytest.mark.parametrize(
+    ("token", "advice"),
+    [
+        (None, "give a token or an API key, as `token` in a program, in ROUTECAST_API_KEY for a"),
+        ("secret", "give another token or API key, as `token` in a program"),
+        (lambda: "secret", "the function `token` must return another one"),
+    ],
+)
+def test_a_missing_token_raises_unauthenticated(token: Token | None, advice: str) -> None:
+    """The client reconnects if it gets a new token; if not, the text says how to give one."""
     assert verdict_on(closed(4401)) == Verdict(Outcome.NEW_TOKEN)
-    assert isinstance(refusal(closed(4401)), Unauthenticated)
+    refused = refusal(closed(4401, "the token has expired"), token)
+    assert isinstance(refused, Unauthenticated)
+    assert refused.code == 4401
+    assert str(refused).startswith(f"closed with 4401: the token has expired; {advice}")
+    assert "secret" not in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("challenge", "advice"),
+    [
+        ('Bearer error="insufficient_scope", scope="read"', "; use a token or an API key that has"),
+        ("", ""),
+    ],
+)
+def test_a_missing_scope_is_explained(challenge: str, advice: str) -> None:
+    """The answer's `WWW-Authenticate` tells it from other refusals (RFC 6750, 3.1)."""
+    kind = {"Content-Type": "application/problem+json", "WWW-Authenticate": challenge}
+    body = b'{"title":"Forbidden","status":403,"detail":"this needs the scope `read`"}'
+    error = InvalidStatus(Response(403, "Forbidden", Headers(kind), body))
+    refused = refusal(error, "secret")
+    assert type(refused) is Refused
+    wanted = f"it answered 403: this needs the scope `read`{advice}"
+    assert str(refused) == wanted if not advice else str(refused).startswith(wanted)

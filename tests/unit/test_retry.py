@@ -158,6 +158,16 @@ def test_delays_are_spread() -> None:
     assert all(sum(low <= delay < low + 0.1 for delay in delays) > 30 for low in (0, 0.4, 0.9))
 
 
+def test_the_first_attempt_with_a_new_token_is_made_at_once() -> None:
+    """A second one waits, until a success; a refused token is no failure of the server."""
+    backoff = Backoff(first=1, draw=no_jitter)
+    refused = Verdict(Outcome.NEW_TOKEN)
+    assert [backoff.after(refused) for _ in range(3)] == [0, 1, 2]
+    backoff.reset()
+    assert backoff.after(Verdict(Outcome.NEW_TOKEN, 7)) == 7
+    assert backoff.after(Verdict(Outcome.RETRY)) == 1
+
+
 def test_an_exact_delay_is_used_as_it_is() -> None:
     """The server spread its clients already; it counts as no failure."""
     backoff = Backoff(first=1, draw=no_jitter)
