@@ -26,8 +26,18 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
     "fold": ("names", "fold"),
     "forget": ("names", "forget"),
 }
+_KEYS: Final[dict[str, tuple[str, str]]] = {
+    "create": ("keys", "create"),
+    "list": ("keys", "list_keys"),
+    "revoke": ("keys", "revoke"),
+    "rotate": ("keys", "rotate"),
+    "delete": ("keys", "delete"),
+}
 _TOKEN: Final[dict[str, tuple[str, str]]] = {
     "create": ("token", "create"),
+    "revoke": ("revocations", "revoke"),
+    "revocations": ("revocations", "list_revocations"),
+    "allow": ("revocations", "allow"),
 }
 
 
@@ -66,6 +76,10 @@ class _Commands(_Group):
 
 class _Names(_Group):
     commands_in = _NAMES
+
+
+class _Keys(_Group):
+    commands_in = _KEYS
 
 
 class _Token(_Group):
@@ -121,9 +135,23 @@ def _names_options() -> None:
 
 app.add_typer(_names, name="names")
 
+_keys = typer.Typer(
+    cls=_Keys,
+    help="Create, list, rotate and revoke API keys.",
+    no_args_is_help=True,
+)
+
+
+@_keys.callback()
+def _keys_options() -> None:
+    pass
+
+
+app.add_typer(_keys, name="keys")
+
 _token = typer.Typer(
     cls=_Token,
-    help="Make tokens, for teams without an identity provider.",
+    help="Make tokens, for teams without an identity provider, and revoke tokens.",
     no_args_is_help=True,
 )
 

@@ -1,10 +1,9 @@
 """`routecast names`: list the names in a database, and make room for others."""
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 import typer
@@ -12,22 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from routecast.cli.database import DatabaseOption, run_on_database
 from routecast.cli.terminal import BAD_USAGE, FAILED, fail
 from routecast.core.cardinality import NAMED, OTHER
 from routecast.core.texts import shown, spelling
-from routecast.ports import NameUse, Store
-from routecast.server.config import Settings, load_settings
-
-T = TypeVar("T")
+from routecast.ports import Database, NameUse
+from routecast.server.config import load_settings
 
 NamePart = Literal["strategy", "provider", "model", "project"]
-_Database = Annotated[
-    str | None,
-    typer.Option(
-        help="The database (ROUTECAST_DATABASE_URL); servers may run on it.",
-        show_default="sqlite:///routecast.db",
-    ),
-]
 _PartArgument = Annotated[NamePart, typer.Argument(metavar="PART", help="The kind of the names.")]
 _Given = Annotated[list[str], typer.Argument(metavar="NAME...", help="As `names list` shows them.")]
 _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
@@ -37,7 +28,7 @@ _SHOWN_AT_MOST = 5  # in an error
 
 def list_names(
     part: Annotated[NamePart | None, typer.Option(help="Only names of this part.")] = None,
-    database: _Database = None,
+    database: DatabaseOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List names: how many decisions each has, and when it was first and last seen.
@@ -46,7 +37,7 @@ def list_names(
     ROUTECAST_MAX_NAMES names; further names count as `other`.
     """
     settings = load_settings(database_url=database)
-    uses = _run(settings, lambda store: store.names())
+    uses = run_on_database(settings.database_url, lambda store: store.names())
     parts = [part] if part else list(NAMED)
     uses = [one for one in uses if one.part in parts]
     if json:
@@ -58,7 +49,9 @@ def list_names(
         _show(out, chosen, [one for one in uses if one.part == chosen], settings.max_names)
 
 
-def fold(part: _PartArgument, names: _Given, database: _Database = None, yes: _Yes = False) -> None:
+def fold(
+    part: _PartArgument, names: _Given, database: DatabaseOption = None, yes: _Yes = False
+) -> None:
     """Count names as `other`: their decisions so far, and all later ones.
 
     This makes room for new names. Totals stay the same, but the numbers of
@@ -72,7 +65,7 @@ def fold(part: _PartArgument, names: _Given, database: _Database = None, yes: _Y
 
 
 def forget(
-    part: _PartArgument, names: _Given, database: _Database = None, yes: _Yes = False
+    part: _PartArgument, names: _Given, database: DatabaseOption = None, yes: _Yes = False
 ) -> None:
     """Count the decisions of names so far as `other`, but not later ones.
 
@@ -88,7 +81,7 @@ def forget(
 def _change(
     part: str, given: Sequence[str], database: str | None, *, remember: bool, yes: bool
 ) -> None:
-    async def change(store: Store) -> str:
+    async def change(store: Database) -> str:
         chosen = _chosen(part, given, await store.names())
         if remember and all(one.folded and not one.count for one in chosen):
             fail(f"{_listing(chosen)}: folded already; `names forget` undoes it", BAD_USAGE)
@@ -100,7 +93,7 @@ def _change(
             await store.fold_names(part, [one.name for one in chosen], remember=remember)
         return what
 
-    what = _run(load_settings(database_url=database), change)
+    what = run_on_database(load_settings(database_url=database).database_url, change)
     after = "later ones, too" if remember else "later ones under their own name, if there is room"
     typer.echo(f"{what} count as `{OTHER}` now; {after}.")
 
@@ -139,20 +132,6 @@ def _listing(uses: Sequence[NameUse]) -> str:
     names = [f"`{shown(one.name)}`" for one in uses[:_SHOWN_AT_MOST]]
     more = len(uses) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")
-
-
-def _run(settings: Settings, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
-    from routecast.server.app import open_store  # slow to import
-
-    async def run() -> T:
-        store = open_store(settings.database_url, create=False)
-        try:
-            await store.open()
-            return await work(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
 
 
 def _document(use: NameUse) -> dict[str, Any]:

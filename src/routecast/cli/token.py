@@ -1,20 +1,19 @@
 """`routecast token`: make tokens without an identity provider."""
 
-import re
 import secrets
 from typing import Annotated, Final
 
 import msgspec
 import typer
 
+from routecast.cli.moments import span_of
 from routecast.cli.terminal import BAD_USAGE, fail
 from routecast.core.access import ALL_PROJECTS, Scope
 from routecast.core.claims import MAX_TOKEN, ClaimRules
+from routecast.core.times import SECOND
 from routecast.errors import BadCredential, BadSettings
 from routecast.server.config import load_settings
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_LIFETIME: Final = re.compile(r"([1-9][0-9]{0,8})([smhd])", re.ASCII)
 # Random bytes of a token's id, by which it can be revoked alone.
 _ID_BYTES: Final = 12
 
@@ -64,10 +63,10 @@ def create(
     now = SystemClock().now() // 1_000_000
     claims: dict[str, object] = {
         "sub": subject,
-        "scope": " ".join(_scopes(scope or [Scope.READ])),
+        "scope": " ".join(scopes_of(scope or [Scope.READ])),
         "projects": project or [ALL_PROJECTS],
         "iat": now,
-        "exp": now + _seconds(lifetime),
+        "exp": now + span_of("lifetime", lifetime) // SECOND,
         "jti": secrets.token_urlsafe(_ID_BYTES),
     }
     if settings.jwt_issuer is not None:
@@ -89,16 +88,10 @@ def _check(token: str, claims: dict[str, object], now: int) -> None:
         fail(f"the token would be over {MAX_TOKEN:,} characters: name fewer projects", BAD_USAGE)
 
 
-def _scopes(given: list[str]) -> list[str]:
+def scopes_of(given: list[str]) -> list[Scope]:
+    """Return the scopes that were given, some in one text; exit if one is unknown."""
     names = [name for text in given for name in text.split()]
     for name in names:
         if name not in set(Scope):
             fail(f"scope: {name!r} is not one of {', '.join(Scope)}", BAD_USAGE)
     return [scope for scope in Scope if scope in names]
-
-
-def _seconds(lifetime: str) -> int:
-    found = _LIFETIME.fullmatch(lifetime)
-    if found is None:
-        fail("lifetime: must be like 90s, 15m, 12h or 30d", BAD_USAGE)
-    return int(found[1]) * _UNITS[found[2]]

@@ -130,6 +130,18 @@ def open_store(url: str, *, create: bool = True, connections: int = 5) -> Databa
     return PostgresStore(url, create=create, connections=connections)
 
 
+async def create_database(url: str) -> None:
+    """Make the database that a URL names, unless there is one. Raises BadSettings, Unavailable."""
+    path = _file_of(url)
+    if path is not None and path.exists():  # a server may have it open
+        return
+    store = open_store(url)
+    try:
+        await store.open()
+    finally:
+        await store.close()
+
+
 def open_backups(url: str) -> Backups:
     """Return the backups of the database that a URL names. Raises BadSettings."""
     path = _file_of(url)
