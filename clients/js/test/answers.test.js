@@ -13,6 +13,8 @@ import { Queue, ScriptedServer, WebSocket } from "./scripted_server.js";
 const TABLE = JSON.parse(readFileSync(new URL("../../../tests/wire/answers.json", import.meta.url), "utf8"));
 const ANSWERS = TABLE.http.filter(({ stream }) => stream !== null);
 const UNKNOWN = { code: 4999, outcome: "retry" };
+/** What follows the reason if another token may help. */
+const advice = (outcome) => (outcome === "token" ? "; a valid token or API key is needed" : "");
 const QUICK = { firstDelay: 20, longestDelay: 50, WebSocket };
 
 /** Connect until the test ends, and subscribe. States go into a queue. */
@@ -54,7 +56,7 @@ for (const row of ANSWERS) {
     const { client, state } = follow(t, server.url);
     if (stream !== "retry") {
       const closed = await state("closed");
-      assert.deepEqual([closed.status, closed.reason], [status, "the server refused the connection (because)"]);
+      assert.deepEqual([closed.status, closed.reason], [status, `the server refused the connection (because)${advice(stream)}`]);
       client.retry();
     } else {
       await state("reconnecting");
@@ -74,7 +76,7 @@ for (const { code, outcome } of [...TABLE.close_codes, UNKNOWN]) {
     (await server.subscriber()).connection.close(code, "no");
     if (outcome !== "retry") {
       const closed = await state("closed");
-      assert.deepEqual([closed.code, closed.reason], [code, "the server closed the connection (no)"]);
+      assert.deepEqual([closed.code, closed.reason], [code, `the server closed the connection (no)${advice(outcome)}`]);
       assert.equal((await errors.next()).code, "closed");
       client.retry();
     } else {

@@ -217,7 +217,61 @@ test("after 4401 the client does not reconnect with the same token", async (t) =
   follow(client);
   (await server.subscriber()).connection.close(4401);
   await state("reconnecting");
-  assert.equal((await state("closed")).reason, "the server refused the token, and there is no other");
+  const { reason, code } = await state("closed");
+  assert.equal(reason, "the server closed the connection (close code 4401); a valid token or API key is needed");
+  assert.equal(code, 4401);
+});
+
+test("retry() connects again with a token that was refused", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client, state } = open(t, server, { token: () => "same" });
+  follow(client);
+  (await server.subscriber()).connection.close(4401);
+  await state("closed");
+  client.retry();
+  const { connection, id } = await server.subscriber();
+  connection.snapshot(id, 1, {});
+  await state("connected");
+});
+
+test("a token is removed of whitespace around it, and one that no header can hold is not sent", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  open(t, server, { token: " secret\n" });
+  assert.equal((await server.connection()).offered[1], `routecast.bearer.${Buffer.from("secret").toString("base64url")}`);
+  for (const token of ["se cret", "s\u{1f511}", "se\ncret"]) {
+    const { state } = open(t, server, { token });
+    const { reason, status } = await state("closed");
+    assert.deepEqual([reason, status], ["the token must be a text of visible ASCII characters", 401]);
+  }
+  assert.equal(server.connections, 0);
+});
+
+test("the client asks with its token why it was refused", async (t) => {
+  const refuse = { status: 403, body: { detail: "this needs the scope `read`" } };
+  refuse.headers = { "WWW-Authenticate": 'Bearer error="insufficient_scope", scope="read"' };
+  const server = await ScriptedServer.serve(t, { refuse });
+  const { state } = open(t, server, { token: () => "a.b.c" });
+  const { reason, status } = await state("closed");
+  assert.equal(reason, "the server refused the connection (this needs the scope `read`); a token or an API key that has it is needed");
+  assert.equal(status, 403);
+  assert.deepEqual(server.credentials, ["Bearer a.b.c"]);
+});
+
+test("a function may return no token, and one later", async (t) => {
+  const refuse = { status: 401, body: { detail: "no credential" } };
+  const server = await ScriptedServer.serve(t, { refuse });
+  let token;
+  const { client, state } = open(t, server, { token: () => token });
+  follow(client);
+  assert.equal((await state("closed")).status, 401);
+  token = "later";
+  server.refuse = undefined;
+  client.retry();
+  const { connection, id } = await server.subscriber();
+  assert.deepEqual(connection.offered, ["routecast.v1.json", `routecast.bearer.${Buffer.from("later").toString("base64url")}`]);
+  connection.snapshot(id, 1, {});
+  await state("connected");
+  assert.deepEqual(server.credentials, [undefined]);
 });
 
 test("a silent server is pinged, then stale, and then disconnected", async (t) => {

@@ -99,7 +99,9 @@ export class ScriptedServer {
   #connections = new Queue();
   #sockets;
   #http;
+  /** The requests that were no upgrades, and their credentials. */
   asked = [];
+  credentials = [];
 
   /**
    * @param {import("node:test").TestContext} t
@@ -143,6 +145,7 @@ export class ScriptedServer {
 
   #answer(request, response) {
     this.asked.push(`${request.method} ${request.url}`);
+    this.credentials.push(request.headers.authorization);
     // A server that has the default stream only answers that it wants an upgrade.
     const { status = this.v1 ? 204 : 426, body, page, headers = {} } = this.refuse ?? {};
     response.writeHead(status, { ...(body && { "Content-Type": "application/problem+json" }), ...headers });
