@@ -6,9 +6,11 @@ from litellm_callback import Callback
 litellm.callbacks = [Callback("http://127.0.0.1:8000")]
 
 Put this file beside your own, and `pip install /path/to/a/checkout/of/routecast`. The address may
-begin with `http`, `https`, `ws` or `wss`. Prompts and answers are not sent.
+begin with `http`, `https`, `ws` or `wss`. Prompts and answers are not sent. If the server needs an
+API key, set ROUTECAST_API_KEY, or give a `token`.
 """
 
+import os
 from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
@@ -57,9 +59,9 @@ def cost_of(call: dict[str, Any]) -> float | None:
 class Callback(CustomLogger):
     """What LiteLLM calls after each call. Of some it tells twice: by its id, each counts once."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         super().__init__()
-        self.recorder = Recorder(url)
+        self.recorder = Recorder(url, token=token or os.environ.get("ROUTECAST_API_KEY"))
 
     def log_success_event(
         self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any

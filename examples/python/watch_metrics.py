@@ -2,11 +2,14 @@
 
 pip install /path/to/a/checkout/of/routecast
 python watch_metrics.py http://127.0.0.1:8000 --window 5m
+
+If the server needs a token or an API key, set ROUTECAST_API_KEY.
 """
 
 import argparse
 import asyncio
 import logging
+import os
 import sys
 
 from routecast.client import BadParameter, Metrics, RoutecastError, stream
@@ -24,7 +27,8 @@ def line(metrics: Metrics) -> str:
 
 async def watch(url: str, window: str, interval: float) -> None:
     """Print for ever."""
-    async for metrics in stream(url, window=window, interval=interval):
+    token = os.environ.get("ROUTECAST_API_KEY")
+    async for metrics in stream(url, token=token, window=window, interval=interval):
         print(line(metrics), flush=True)
 
 

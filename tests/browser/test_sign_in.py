@@ -1,0 +1,178 @@
+"""Signing in on the page, in a real Chromium with a real server that needs a credential."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, Request, expect
+
+from tests.support.credentials import SIGNED, bearer, token
+from tests.support.server import Server
+from tests.support.tab import Tab
+
+DECISION = {"strategy": "hybrid", "provider": "gemini"}
+# All places in which a script could find a credential later.
+STORED = """async () => [
+    { ...localStorage }, { ...sessionStorage }, document.cookie, JSON.stringify(history.state),
+    (await indexedDB.databases()).length, (await caches.keys()).length,
+]"""
+NOTHING_STORED = [{}, {}, "", "null", 0, 0]
+
+
+@pytest.fixture(scope="module")
+def closed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with two decisions that needs a credential."""
+    with Server(tmp_path_factory.mktemp("signed"), env=SIGNED) as server:
+        server.http.headers.update(bearer(token("read", "write", "admin")))
+        server.post([DECISION, {**DECISION, "project": "search"}])
+        yield server
+
+
+def enter(page: Page, text: str) -> None:
+    """Paste a credential into the form, and send it."""
+    page.get_by_label("Paste a token or API key").fill(text)
+    page.get_by_role("button", name="Sign in").click()
+
+
+def expect_form(page: Page) -> None:
+    """Expect the form, and no numbers."""
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    expect(page.get_by_role("status")).to_have_text("Sign in")
+    expect(page.locator("#numbers")).to_be_hidden()
+
+
+def expect_numbers(page: Page, total: int) -> None:
+    """Expect live numbers, and no form."""
+    expect(page.get_by_role("status")).to_have_text("Live")
+    expect(page.locator("#total")).to_have_text(str(total))
+    expect(page.get_by_role("heading", name="Sign in")).to_be_hidden()
+
+
+def test_a_pasted_token_shows_the_numbers(closed_server: Server, tab: Tab) -> None:
+    """It is kept nowhere but in the page's memory, and the browser reports no broken rule."""
+    page = tab.page
+    page.goto(closed_server.url)
+    expect_form(page)
+    expect(page.get_by_label("Paste a token or API key")).to_be_focused()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    secret = token("read")
+    enter(page, f" {secret}\n")
+    expect_numbers(page, 2)
+    assert page.get_by_label("Paste a token or API key").input_value() == ""
+    assert page.evaluate(STORED) == NOTHING_STORED
+    assert page.url == f"{closed_server.url}/"
+    assert secret not in page.content()
+    assert not [error for error in tab.errors if "Content Security Policy" in error]
+    page.reload()
+    expect_form(page)
+
+
+def test_requests_of_the_page_have_the_token(closed_server: Server, tab: Tab) -> None:
+    """An operator's token shows the server's health; without a token, only the version is shown."""
+    page = tab.page
+    page.goto(closed_server.url)
+    expect_form(page)
+    secret = token("read", "admin")
+
+    def is_signed(request: Request) -> bool:
+        return request.url.endswith("/health") and (
+            request.headers.get("authorization") == f"Bearer {secret}"
+        )
+
+    with page.expect_request(is_signed):
+        enter(page, secret)
+    expect(page.locator("#health")).to_contain_text("1 open stream")
+    page.goto("about:blank")
+    page.goto(closed_server.url)
+    enter(page, token("read"))
+    expect(page.locator("#health")).to_have_text(re.compile(r"^Routecast \S+$"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["rc_nobody", "not a token", "schlüssel", token("read")[:-4]],
+    ids=["unknown", "spaces", "letters", "cut off"],
+)
+def test_a_wrong_token_is_explained(closed_server: Server, tab: Tab, wrong: str) -> None:
+    """The form stays, says why, and takes another one."""
+    page = tab.page
+    page.goto(closed_server.url)
+    enter(page, wrong)
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_role("alert")).not_to_contain_text(wrong)
+    expect_form(page)
+    enter(page, token("read"))
+    expect_numbers(page, 2)
+
+
+def test_a_token_that_may_not_read_is_explained(closed_server: Server, tab: Tab) -> None:
+    """The text names the scope."""
+    page = tab.page
+    page.goto(closed_server.url)
+    enter(page, token("write"))
+    expect(page.get_by_role("alert")).to_contain_text("`read`")
+    expect(page.get_by_role("heading", name="The server refuses this page")).to_be_hidden()
+    expect_form(page)
+
+
+def test_a_link_with_a_key_signs_in(closed_server: Server, tab: Tab) -> None:
+    """The key is removed from the address, also from where “back” leads, and sent in no URL."""
+    page = tab.page
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
+    page.on("websocket", lambda socket: urls.append(socket.url))
+    secret = token("read")
+    page.goto(f"{closed_server.url}/?a=b#key={secret}")
+    expect_numbers(page, 2)
+    assert page.url == f"{closed_server.url}/?a=b"
+    assert page.evaluate(STORED) == NOTHING_STORED
+    # The browser's own report of the navigation has the fragment, which is not sent.
+    assert not [url for url in urls if secret in url.partition("#")[0]]
+    page.goto("about:blank")
+    page.go_back()
+    assert page.url == f"{closed_server.url}/?a=b"
+
+
+def test_a_key_can_be_added_to_an_open_page(closed_server: Server, tab: Tab) -> None:
+    """As when a person edits the address."""
+    page = tab.page
+    page.goto(closed_server.url)
+    expect_form(page)
+    page.evaluate("(key) => { location.hash = `key=${key}`; }", token("read"))
+    expect_numbers(page, 2)
+    assert page.url == f"{closed_server.url}/"
+
+
+def test_a_token_of_one_project_shows_its_numbers(closed_server: Server, tab: Tab) -> None:
+    """The page asks for no project, and gets the token's."""
+    tab.page.goto(f"{closed_server.url}/#key={token('read', projects=['search'])}")
+    expect_numbers(tab.page, 1)
+
+
+def test_a_token_that_expires_shows_the_form(closed_server: Server, tab: Tab) -> None:
+    """Another token then continues."""
+    page = tab.page
+    page.goto(f"{closed_server.url}/#key={token('read', seconds=2)}")
+    expect_numbers(page, 2)
+    expect(page.get_by_role("alert")).to_be_visible(timeout=20_000)
+    expect_form(page)
+    enter(page, token("read"))
+    expect_numbers(page, 2)
+
+
+def test_the_command_of_the_empty_page_has_a_key(tmp_path: Path, tab: Tab) -> None:
+    """It is the reader's own from the environment: that of the page may not allow to write."""
+    with Server(tmp_path, env=SIGNED) as server:
+        tab.page.goto(f"{server.url}/#key={token('read')}")
+        line = tab.page.locator("#first-decision")
+        expect(line).to_contain_text('-H "Authorization: Bearer $ROUTECAST_API_KEY"')
+
+
+def test_without_authentication_there_is_no_form(server: Server, tab: Tab) -> None:
+    """A key in the address does no harm there."""
+    page = tab.page
+    page.goto(f"{server.url}/#key=rc_anything")
+    expect(page.get_by_role("status")).to_have_text("Live")
+    expect(page.get_by_role("heading", name="Sign in")).to_be_hidden()
+    assert page.url == f"{server.url}/"
