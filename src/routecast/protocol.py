@@ -220,7 +220,7 @@ class Source(StrEnum):
 class CloseCode(IntEnum):
     """WebSocket close codes (RFC 6455, 7.4). `retry.py` says what a client does after each.
 
-    This server does not send POLICY, FULL, UNAUTHENTICATED and FORBIDDEN.
+    This server does not send POLICY, FULL and FORBIDDEN.
     """
 
     DONE = 1000
@@ -322,9 +322,10 @@ class Ack(_Message, frozen=True, tag="ack"):
 
 
 class Refresh(_Message, frozen=True, tag="refresh"):
-    """Bring a new token into an open connection.
+    """Bring a new token into an open connection, before the old one expires.
 
-    This server has no tokens, and answers with the error `not_supported`.
+    The answer is an error if it does not help, and nothing otherwise. While authentication is off,
+    the error is `not_supported`.
     """
 
     token: Annotated[str, Meta(min_length=1, max_length=16_384)]
@@ -400,6 +401,7 @@ class ErrorCode(StrEnum):
     """Error codes. Clients must accept codes that they do not know."""
 
     BAD_REQUEST = "bad_request"
+    FORBIDDEN = "forbidden"
     ID_IN_USE = "id_in_use"
     UNKNOWN_ID = "unknown_id"
     TOO_MANY = "too_many"

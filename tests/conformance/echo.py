@@ -14,6 +14,7 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 
 from routecast.adapters.clock import SystemTimers
+from routecast.core.access import ANYONE, Principal
 from routecast.core.default_session import DefaultSession
 from routecast.core.message import Encoding
 from routecast.core.sites import Sites
@@ -85,7 +86,11 @@ class EchoPeers(Peers):
         self.manager = manager
 
     def peer(
-        self, connection: Connection, session: DefaultSession, encoding: Encoding | None
+        self,
+        connection: Connection,
+        session: DefaultSession,
+        encoding: Encoding | None,
+        principal: Principal = ANYONE,
     ) -> Peer:
         return EchoPeer(cast(EchoConnection, connection), self.manager)
 

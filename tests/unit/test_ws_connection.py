@@ -12,6 +12,7 @@ from websockets.frames import CloseCode as WireCode
 from websockets.uri import parse_uri
 
 from routecast.adapters.clock import SystemTimers
+from routecast.core.access import ANYONE, Principal
 from routecast.core.default_session import DefaultSession
 from routecast.core.message import Encoding
 from routecast.core.payload import Payload
@@ -70,7 +71,11 @@ class RecordingPeers(Peers):
         self.manager = manager
 
     def peer(
-        self, connection: Connection, session: DefaultSession, encoding: Encoding | None
+        self,
+        connection: Connection,
+        session: DefaultSession,
+        encoding: Encoding | None,
+        principal: Principal = ANYONE,
     ) -> Peer:
         return RecordingPeer(self.manager, connection)
 

@@ -32,6 +32,8 @@ MINUTE: Final = 60 * SECOND
 DAY: Final = 24 * 60 * MINUTE
 
 UNKNOWN_BAND: Final = "none"
+# The project of decisions that name none.
+DEFAULT_PROJECT: Final = "default"
 
 # (provider, model, input tokens, how many of these are cached, output tokens, moment) to
 # nano-dollars, or None if no price is known.
@@ -109,17 +111,22 @@ class Rules:
     ids: Iterator[str] = field(default_factory=_numbered)
 
     def normalise(
-        self, sent: DecisionIn | ExactDecision, now: int, flaws: list[Flaw] | None = None
+        self,
+        sent: DecisionIn | ExactDecision,
+        now: int,
+        flaws: list[Flaw] | None = None,
+        default_project: str = DEFAULT_PROJECT,
     ) -> DecisionRecord:
         """Return the decision in integers; `now` is the time of receipt, in microseconds.
 
         Fields that could not be used as they were sent are added to `flaws`, which must be empty.
-        Raises Invalid, naming the field, if the decision cannot be counted at all.
+        `default_project` is that of a decision without a usable one. Raises Invalid, naming the
+        field, if the decision cannot be counted at all.
         """
         flaws = [] if flaws is None else flaws
         strategy, provider, model = sent.strategy, sent.provider, sent.model or ""
         identity = sent.id
-        project = sent.project or "default"
+        project = sent.project or default_project
         texts = (strategy, provider, model, identity or "", project)
         exact = sent if isinstance(sent, ExactDecision) else None
         flaws += exact.flaws if exact else ()
@@ -127,7 +134,7 @@ class Rules:
             strategy = _name("strategy", strategy, flaws)
             provider = _name("provider", provider, flaws)
             model = _optional_name("model", model, flaws, MAX_MODEL) or ""
-            project = _optional_name("project", project, flaws) or "default"
+            project = _optional_name("project", project, flaws) or default_project
             identity = _identity(identity, flaws)
         confidence, band = sent.confidence, UNKNOWN_BAND
         if isinstance(confidence, str):

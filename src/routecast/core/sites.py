@@ -6,7 +6,7 @@ port of a scheme is no port.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
@@ -172,9 +172,18 @@ class Sites:
     `origins` and `hosts` are settings in their normal form, as `origin_entry` and `host_entry`
     return them. A server answers for IP addresses, for names that cannot be registered (those
     without a dot, and those that end in `.localhost`), for the hosts of `origins`, and for `hosts`.
+
+    `exact` tells whether authentication is on. Then pages of `origins` and of this very server are
+    allowed, and no others: not those of other ports of this machine.
     """
 
-    def __init__(self, origins: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        origins: Iterable[str] = (),
+        hosts: Iterable[str] = (),
+        exact: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._exact = exact
         entries, names = set(origins), set(hosts)
         self._any_origin, self._any_host = ANY in entries, ANY in names
         self._origins = {_read_entry(entry) for entry in entries - {ANY}}
@@ -219,7 +228,7 @@ class Sites:
             return True
         if len(origin) > MAX_HEADER or len(host or "") > MAX_HEADER:
             return False
-        return self._is_allowed(origin, host)
+        return self._is_allowed(origin, host, self._exact())
 
     def require_allowed_origin(self, origin: str | None, host: str | None) -> None:
         """Raise Forbidden, naming the setting, if the page's origin is not allowed."""
@@ -240,7 +249,7 @@ class Sites:
             or any(form in self._hosts for form in _forms(name))
         )
 
-    def _judge_origin(self, origin: str, host: str | None) -> bool:
+    def _judge_origin(self, origin: str, host: str | None, exact: bool) -> bool:
         try:
             site = read_origin(origin)
         except ValueError:
@@ -253,6 +262,8 @@ class Sites:
             return False
         default = _DEFAULT_PORTS.get(site.scheme)
         here = default is not None and (name, port or default) == (site.host, site.port)
+        if exact:
+            return here  # by name too: whoever opened the page under it needs a credential
         if here and (":" in name or _is_ipv4(name)):
             return True
         return default is not None and site.host in _LOOPBACK and name in _LOOPBACK

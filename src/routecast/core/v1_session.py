@@ -7,16 +7,17 @@ connection.
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
+from routecast.core.access import ANYONE, Principal, restrict, restrict_history
 from routecast.core.history import GROUP_RULE, POINTS_RULE, HistoryQuery, history_query
 from routecast.core.message import DecodedMessage, Encoding, HistoryMessage
 from routecast.core.validation_messages import worded
 from routecast.core.view import INTERVAL_RULE, ViewSubscription, make_view
-from routecast.errors import BadParameter, Unavailable
+from routecast.errors import BadParameter, Forbidden, Unavailable
 from routecast.protocol import (
     MAX_MESSAGE_BYTES,
     MAX_MESSAGES_A_MINUTE,
@@ -75,6 +76,16 @@ class StopSubscription:
 
 
 @dataclass(frozen=True, slots=True)
+class RenewCredential:
+    """Verify a token, and keep the connection open for as long as it is valid.
+
+    If it cannot take the place of the present credential, send `renewal_refusal`.
+    """
+
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class CloseConnection:
     """Close the connection."""
 
@@ -82,17 +93,36 @@ class CloseConnection:
 
 
 V1Outcome = (
-    ErrorOut | Pong | StartSubscription | QueryHistory | StopSubscription | CloseConnection | None
+    ErrorOut
+    | Pong
+    | StartSubscription
+    | QueryHistory
+    | StopSubscription
+    | RenewCredential
+    | CloseConnection
+    | None
 )
 
 
 class V1Session:
-    """The subscriptions of one client. `interval` is the default, in seconds."""
+    """The subscriptions of one client. `interval` is the default, in seconds.
 
-    __slots__ = ("_consecutive_invalid", "_count", "_interval", "_since", "encoding", "ids")
+    They have nothing but the projects of its `principal`.
+    """
 
-    def __init__(self, encoding: Encoding, interval: float) -> None:
+    __slots__ = (
+        "_consecutive_invalid",
+        "_count",
+        "_interval",
+        "_since",
+        "encoding",
+        "ids",
+        "principal",
+    )
+
+    def __init__(self, encoding: Encoding, interval: float, principal: Principal = ANYONE) -> None:
         self.encoding = encoding
+        self.principal = principal
         self.ids: dict[str, int] = {}  # the bytes of each request, by id
         self._interval = interval
         self._count = 0  # messages in the minute that began at `_since`
@@ -120,6 +150,8 @@ class V1Session:
             return self._do(request, size)
         except BadParameter as error:
             return _error(request, ErrorCode.BAD_REQUEST, str(error))
+        except Forbidden as error:
+            return _error(request, ErrorCode.FORBIDDEN, str(error))
 
     def _is_one_too_many(self, now: float) -> bool:
         if now - self._since >= MINUTE_SECONDS:
@@ -142,11 +174,14 @@ class V1Session:
                 return None if identity in self.ids else _unknown(request)
             case Ping(id=identity):
                 return Pong(identity)
+            case Refresh(token=token) if self.principal is not ANYONE:
+                return RenewCredential(token)
             case Refresh():
                 return _error(request, ErrorCode.NOT_SUPPORTED, "token: this server asks for none")
 
     def _subscribe(self, request: Subscribe, size: int) -> V1Outcome:
         view = make_view(request.fields, request.filter, request.window)
+        view = restrict(view, self.principal.projects)
         interval = self._interval if request.interval is None else request.interval
         follow = StartSubscription(request.id, ViewSubscription(view, interval), request.position)
         return self._take_id(request, size) or follow
@@ -161,6 +196,7 @@ class V1Session:
             filters=make_view(None, request.filter, None),
             follow=bool(request.follow),
         )
+        query = restrict_history(query, self.principal.projects)
         return self._take_id(request, size) or QueryHistory(request.id, query)
 
     def _take_id(self, request: Subscribe | HistoryMessage, size: int) -> ErrorOut | None:
@@ -217,6 +253,13 @@ def refusal(identity: str, error: BadParameter | Unavailable) -> ErrorOut:
     retryable = isinstance(error, Unavailable)
     code = ErrorCode.UNAVAILABLE if retryable else ErrorCode.BAD_REQUEST
     return ErrorOut(id=identity, code=code, message=str(error), retryable=retryable)
+
+
+def renewal_refusal(error: Exception) -> ErrorOut:
+    """Return the error for a token that does not renew the client's credential."""
+    retryable = isinstance(error, Unavailable)
+    code = ErrorCode.UNAVAILABLE if retryable else ErrorCode.BAD_REQUEST
+    return ErrorOut(code=code, message=f"token: {error}", retryable=retryable)
 
 
 def _unknown(request: Unsubscribe | Ack) -> ErrorOut:

@@ -2,10 +2,12 @@
 
 from collections import Counter
 
-from starlette.types import Scope
+from starlette.types import Scope as AsgiScope
 
+from routecast.core.access import ANYONE, Principal, Scope, require_scope
 from routecast.core.default_session import DefaultSession, open_session
 from routecast.core.sites import Sites
+from routecast.edge.access import Access, principal_of
 from routecast.edge.cors import origin_of
 from routecast.edge.proxies import limit_key_of
 from routecast.errors import Unavailable
@@ -24,7 +26,9 @@ class AdmissionControl:
         interval: float,
         sites: Sites,
         max_per_address: int,
+        access: Access | None = None,
     ) -> None:
+        self.access = access or Access()
         self._manager = manager
         self._renders = renders
         self._interval = interval
@@ -33,18 +37,25 @@ class AdmissionControl:
         self._admitted: Counter[str] = Counter()
 
     def admit(
-        self, query: bytes, *, origin: str | None, host: str | None, address: str
+        self,
+        query: bytes,
+        *,
+        origin: str | None,
+        host: str | None,
+        address: str,
+        principal: Principal = ANYONE,
     ) -> DefaultSession:
-        """Return the session that a request asks for.
+        """Return the session that a request asks for, with the projects of its principal.
 
         `address` is the client's, as limits count it (`limit_key`). Raises Misdirected, Forbidden,
         BadBody or BadParameter, and Unavailable if there is no room: the edge must answer with
         the error. Otherwise the edge must call `release` when the connection ends.
         """
+        require_scope(principal, Scope.READ)
         if host is not None:
             self._sites.require_known_host(host)
         self._sites.require_allowed_origin(origin, host)
-        session = open_session(query, interval=self._interval)
+        session = open_session(query, interval=self._interval, projects=principal.projects)
         self._manager.admit()
         self._renders.admit(session.subscription.view, address)
         if self._max_per_address and self._admitted[address] >= self._max_per_address:
@@ -52,11 +63,17 @@ class AdmissionControl:
         self._admitted[address] += 1
         return session
 
-    def admit_scope(self, scope: Scope) -> tuple[DefaultSession, str]:
+    def admit_scope(self, scope: AsgiScope) -> tuple[DefaultSession, str]:
         """Return the session that an ASGI scope asks for, and the address for `release`."""
         address = limit_key_of(scope)
         origin, host = origin_of(scope)
-        session = self.admit(scope["query_string"], origin=origin, host=host, address=address)
+        session = self.admit(
+            scope["query_string"],
+            origin=origin,
+            host=host,
+            address=address,
+            principal=principal_of(scope),
+        )
         return session, address
 
     def release(self, address: str) -> None:

@@ -12,27 +12,32 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from routecast.core.sites import Sites
+from routecast.edge.access import Access
 from routecast.edge.problem import respond_error
 from routecast.errors import Forbidden
 
 # How long a browser may remember a preflight's answer, in seconds. Chromium's maximum is two hours.
 MAX_AGE: Final = 7_200
-_ANSWER_HEADERS: Final = [(b"access-control-expose-headers", b"Retry-After"), (b"vary", b"Origin")]
+_VARY: Final = (b"vary", b"Origin")
+_EXPOSE_HEADERS: Final = b"access-control-expose-headers"
+_EXPOSED: Final = b"Retry-After"
 _PREFLIGHT_HEADERS: Final = [
     # OPTIONS tells a page why an upgrade was refused: see `ws/upgrade_probe.py`.
     (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-    (b"access-control-allow-headers", b"Content-Type, Content-Encoding, Last-Event-ID"),
     (b"access-control-max-age", b"%d" % MAX_AGE),
-    (b"vary", b"Origin"),
+    _VARY,
 ]
+_ALLOW_HEADERS: Final = b"access-control-allow-headers"
+_FIELDS: Final = b"Content-Type, Content-Encoding, Last-Event-ID"
 
 
 class Cors:
     """ASGI middleware that lets pages of allowed origins read what `app` answers."""
 
-    def __init__(self, app: ASGIApp, sites: Sites) -> None:
+    def __init__(self, app: ASGIApp, sites: Sites, access: Access | None = None) -> None:
         self._app = app
         self._sites = sites
+        self._access = access or Access()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         origin, host = origin_of(scope) if scope["type"] == "http" else (None, None)
@@ -41,7 +46,7 @@ class Cors:
         elif _is_preflight(scope):
             await self._preflight(origin, host)(scope, receive, send)
         elif self._sites.is_allowed_origin(origin, host):
-            await self._app(scope, receive, _with_headers(send, origin))
+            await self._app(scope, receive, self._with_headers(send, origin))
         else:
             await self._app(scope, receive, send)
 
@@ -51,8 +56,20 @@ class Cors:
         except Forbidden as error:
             return respond_error(error)
         answer = Response(status_code=HTTPStatus.NO_CONTENT)
-        answer.raw_headers = [_allow(origin), *_PREFLIGHT_HEADERS]
+        fields = _FIELDS + b", Authorization" if self._access.required else _FIELDS
+        answer.raw_headers = [_allow(origin), (_ALLOW_HEADERS, fields), *_PREFLIGHT_HEADERS]
         return answer
+
+    def _with_headers(self, send: Send, origin: str) -> Send:
+        exposed = _EXPOSED + b", WWW-Authenticate" if self._access.required else _EXPOSED
+        more = [_allow(origin), (_EXPOSE_HEADERS, exposed), _VARY]
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
+            await send(message)
+
+        return send_with_headers
 
 
 def origin_of(scope: Scope) -> tuple[str | None, str | None]:
@@ -70,17 +87,6 @@ def _is_preflight(scope: Scope) -> bool:
     return scope["method"] == "OPTIONS" and any(
         name == b"access-control-request-method" for name, _ in scope["headers"]
     )
-
-
-def _with_headers(send: Send, origin: str) -> Send:
-    more = [_allow(origin), *_ANSWER_HEADERS]
-
-    async def send_with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), *more]}
-        await send(message)
-
-    return send_with_headers
 
 
 def _allow(origin: str) -> tuple[bytes, bytes]:

@@ -41,7 +41,7 @@ class Gate:
         try:
             self._check_fields(scope)
         except RoutecastError as error:
-            await _refuse(error, scope, receive, send)
+            await refuse_request(error, scope, receive, send)
             return
         if _is_socket(scope):
             await self._app(scope, receive, send)
@@ -74,7 +74,8 @@ class Gate:
         return {**scope, **changed} if changed else scope
 
 
-async def _refuse(error: RoutecastError, scope: Scope, receive: Receive, send: Send) -> None:
+async def refuse_request(error: RoutecastError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request, or an upgrade, that may not reach its route."""
     if _is_socket(scope):
         await receive()  # websocket.connect
         await refuse(error, scope, receive, send)

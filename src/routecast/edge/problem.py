@@ -1,5 +1,6 @@
 """Errors as `application/problem+json` (RFC 9457)."""
 
+import re
 from http import HTTPStatus
 
 import msgspec
@@ -9,10 +10,12 @@ from starlette.responses import Response
 
 from routecast.errors import (
     BadBody,
+    BadCredential,
     BadHead,
     BadParameter,
     Forbidden,
     Misdirected,
+    MissingScope,
     NotFound,
     RoutecastError,
     TooLarge,
@@ -23,6 +26,9 @@ from routecast.protocol import Problem
 MEDIA_TYPE = "application/problem+json"
 # Tells browsers to trust an answer's content type, and not to guess (WHATWG Fetch, 3.6).
 NOSNIFF = (b"x-content-type-options", b"nosniff")
+_BEARER = 'Bearer realm="routecast"'
+# What an `error_description` must not contain (RFC 6750, 3).
+_NOT_DESCRIBED = re.compile(r'[^ -~]|["\\]')
 
 
 class Unsupported(RoutecastError):
@@ -33,6 +39,7 @@ STATUS_OF: dict[type[RoutecastError], HTTPStatus] = {
     BadParameter: HTTPStatus.BAD_REQUEST,
     BadHead: HTTPStatus.BAD_REQUEST,
     BadBody: HTTPStatus.BAD_REQUEST,
+    BadCredential: HTTPStatus.UNAUTHORIZED,
     Forbidden: HTTPStatus.FORBIDDEN,
     NotFound: HTTPStatus.NOT_FOUND,
     Misdirected: HTTPStatus.MISDIRECTED_REQUEST,
@@ -59,7 +66,19 @@ def respond_error(error: RoutecastError) -> Response:
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, BadCredential | MissingScope):
+        headers["WWW-Authenticate"] = _challenge(error)
     return respond(problem, headers)
+
+
+def _challenge(error: BadCredential | MissingScope) -> str:
+    """Return what a client needs to be let in (RFC 6750, 3)."""
+    if isinstance(error, MissingScope):
+        return f'{_BEARER}, error="insufficient_scope", scope="{error.scope}"'
+    if not error.invalid:
+        return _BEARER
+    why = _NOT_DESCRIBED.sub("'", str(error))
+    return f'{_BEARER}, error="invalid_token", error_description="{why}"'
 
 
 async def on_routecast_error(_: Request, error: Exception) -> Response:

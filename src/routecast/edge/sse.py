@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from routecast.core.document import EncodedDocument
 from routecast.core.payload import Payload
+from routecast.edge.access import principal_of
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
 from routecast.edge.head_method import is_head
@@ -73,7 +74,7 @@ class MetricsEvents:
             await send(start)
             await write(b"retry: %d\n\n" % random.choice(_RETRY))
             _, ours = await connection.run(
-                self._peers.peer(connection, session, None),
+                self._peers.peer(connection, session, None, principal_of(scope)),
                 self._instruments,
                 send=send_event,
                 listen=_gone(receive),

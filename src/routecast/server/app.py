@@ -32,6 +32,8 @@ from routecast.core.metrics import Baseline
 from routecast.core.render_budget import RenderBudget
 from routecast.core.sites import Sites
 from routecast.core.topology import Topology
+from routecast.edge.access import Access
+from routecast.edge.access_control import AccessControl
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asyncapi import asyncapi_router
 from routecast.edge.cors import Cors
@@ -86,6 +88,7 @@ from routecast.streaming.heartbeat import Heartbeat
 from routecast.streaming.history_limits import HistoryLimits
 from routecast.streaming.history_subscriptions import HistorySubscriptions
 from routecast.streaming.peers import Peers
+from routecast.streaming.principals import StreamPrincipals
 from routecast.urls import masked, split_url
 
 # The modules of Redis, PostgreSQL and tokens are imported in the functions that use them. A process
@@ -347,7 +350,10 @@ class Services:
         )
         self.manager = ConnectionManager(self.instruments, settings.max_connections)
         self.presence = ClusterPresence(engines.cluster, lambda: self.manager.active)
-        self.sites = Sites(settings.allowed_origins, settings.allowed_hosts)
+        self.access = Access(self.authenticator)
+        self.sites = Sites(
+            settings.allowed_origins, settings.allowed_hosts, lambda: self.access.required
+        )
         self.proxies = Proxies(settings.trusted_proxies)
         self.admission = AdmissionControl(
             self.manager,
@@ -355,6 +361,7 @@ class Services:
             interval=settings.interval,
             sites=self.sites,
             max_per_address=settings.max_per_address,
+            access=self.access,
         )
         self.channels = Channels(
             self.manager, self.metrics, self.renders, engines.clock, timers, self.instruments
@@ -362,7 +369,12 @@ class Services:
         self.live.followers.append(self.channels)
         self.history_limits = HistoryLimits()
         self.history_subscriptions = HistorySubscriptions(self.history, self.history_limits)
-        self.peers = Peers(self.manager, self.channels, self.history_subscriptions, timers)
+        self.peers = Peers(
+            *(self.manager, self.channels, self.history_subscriptions, timers),
+            StreamPrincipals(engines.clock, timers),
+            self.access,
+        )
+        self.authenticator.followers.append(self.peers.revoke)
         self.websockets = WebSocketEdge(
             self.peers,
             self.admission,
@@ -575,7 +587,7 @@ class App(FastAPI):
     """FastAPI, with `POST /v1/decisions` in front of its middleware, which costs more than that."""
 
     decisions: Decisions
-    take: ASGIApp  # `decisions`, with CORS
+    take: ASGIApp  # `decisions`, with CORS and access control
     gate: ASGIApp  # `route`, behind the checks of `edge/gate.py`
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -623,10 +635,12 @@ def create_app(settings: Settings, engines: Engines | None = None) -> App:
 
 def _add_routes(app: App, settings: Settings, services: Services) -> None:
     sites = services.sites
-    decisions = Decisions(services.ingest, sites, services.slices)
-    app.decisions, app.take = decisions, Cors(decisions, sites)
+    access = services.access
+    decisions = Decisions(services.ingest, sites, services.slices, access)
+    app.decisions, app.take = decisions, Cors(AccessControl(decisions, access), sites, access)
     app.gate = Gate(app.route, sites, services.proxies)
-    app.add_middleware(Cors, sites=sites)
+    app.add_middleware(AccessControl, access=access)
+    app.add_middleware(Cors, sites=sites, access=access)  # the last one added is the first
     streams = (services.peers, services.admission, services.instruments)
     app.router.routes[:0] = [
         # For an application mounted in another one, and to answer 405 to other methods.

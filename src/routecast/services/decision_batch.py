@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from routecast.core.access import ProjectRules
 from routecast.core.cardinality import Combination
 from routecast.core.decision import DecisionRecord, Rules, identity_of
 from routecast.core.decode import DecodedItem
@@ -68,7 +69,9 @@ class DecisionBatch:
 
     done: asyncio.Future[Receipt]  # from `accept` on
 
-    def __init__(self, pieces: Iterable[Sequence[DecodedItem]], rules: Rules, now: int) -> None:
+    def __init__(
+        self, pieces: Iterable[Sequence[DecodedItem]], rules: Rules | ProjectRules, now: int
+    ) -> None:
         self.decisions: list[DecisionRecord] = []
         self.rejected: list[Rejection] = []
         self.warnings: list[FieldWarning] = []

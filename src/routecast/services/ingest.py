@@ -21,6 +21,7 @@ from contextlib import suppress
 from operator import is_not
 from typing import Final, Protocol
 
+from routecast.core.access import Projects, rules_for
 from routecast.core.cardinality import CardinalityLimiter
 from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.decode import DecodedItem
@@ -162,9 +163,15 @@ class Ingest:
         self._checked = time.monotonic()
         await self._store.check()
 
-    def batch(self, pieces: Iterable[Sequence[DecodedItem]]) -> DecisionBatch:
-        """Return the batch of decoded decisions: `validate` it, then `accept` it."""
-        return DecisionBatch(pieces, self._rules, self._clock.now())
+    def batch(
+        self, pieces: Iterable[Sequence[DecodedItem]], projects: Projects = None
+    ) -> DecisionBatch:
+        """Return the batch of decoded decisions: `validate` it, then `accept` it.
+
+        `projects` are those that its producer may write to; None for all. Raises Forbidden if there
+        are none.
+        """
+        return DecisionBatch(pieces, rules_for(self._rules, projects), self._clock.now())
 
     def accept(self, batch: DecisionBatch) -> asyncio.Future[Receipt]:
         """Queue the valid decisions of a validated batch; await the result for the receipt.

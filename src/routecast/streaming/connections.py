@@ -6,7 +6,7 @@ It knows nothing about views: `channels.py` decides when to send, and what.
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -52,6 +52,9 @@ class ConnectionManager:
     def active(self) -> int:
         """The number of open connections."""
         return len(self._connections)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(self._connections)
 
     def admit(self) -> None:
         """Raise Unavailable if there is no room for one more connection."""

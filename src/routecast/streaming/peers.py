@@ -5,27 +5,32 @@ A connection carries bytes; its peer knows what they mean.
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import Protocol
 
 from msgspec import UNSET
 
+from routecast.core.access import ANYONE, Principal, require_renewal
 from routecast.core.default_session import DefaultSession
 from routecast.core.message import Encoding, Message
 from routecast.core.v1_session import (
     CloseConnection,
     QueryHistory,
+    RenewCredential,
     StartSubscription,
     StopSubscription,
     V1Session,
     refusal,
+    renewal_refusal,
 )
 from routecast.core.view import ViewSubscription
-from routecast.errors import BadParameter, Unavailable
+from routecast.errors import BadCredential, BadParameter, Forbidden, Unavailable
 from routecast.ports import Connection, Timers
-from routecast.protocol import CloseCode, Goodbye, Hello, ServerMessage
+from routecast.protocol import CloseCode, Goodbye, Hello, ServerMessage, TokenExpiring
 from routecast.streaming.channels import Channels, ChannelSubscription
 from routecast.streaming.connections import ConnectionManager
 from routecast.streaming.history_subscriptions import HistorySubscription, HistorySubscriptions
+from routecast.streaming.principals import CredentialVerifier, StreamPrincipals
 
 
 class Peer(Protocol):
@@ -53,7 +58,10 @@ class Peer(Protocol):
 
 
 class Peers:
-    """Makes the peer of each connection."""
+    """Makes the peer of each connection.
+
+    Without `principals`, no connection has a credential. `verifier` verifies those that renew them.
+    """
 
     def __init__(
         self,
@@ -61,20 +69,91 @@ class Peers:
         channels: Channels,
         histories: HistorySubscriptions,
         timers: Timers,
+        principals: StreamPrincipals | None = None,
+        verifier: CredentialVerifier | None = None,
     ) -> None:
         self.manager = manager
         self.channels = channels
         self.histories = histories
         self.timers = timers
+        self.principals = principals
+        self._verifier = verifier
+        # The credentials that are being verified, by the peers that sent them.
+        self._renewals: dict[V1Peer, asyncio.Task[None]] = {}
 
     def peer(
-        self, connection: Connection, session: DefaultSession, encoding: Encoding | None
+        self,
+        connection: Connection,
+        session: DefaultSession,
+        encoding: Encoding | None,
+        principal: Principal = ANYONE,
     ) -> Peer:
-        """Return the peer of a connection; with an encoding, it speaks routecast.v1."""
+        """Return the peer of a connection; with an encoding, it speaks routecast.v1.
+
+        The session must have nothing but the projects of its principal.
+        """
+        peer: DefaultPeer | V1Peer
         if encoding is None:
-            return DefaultPeer(self, session.subscription, connection)
-        v1 = V1Session(encoding, session.subscription.interval)
-        return V1Peer(self, v1, connection)
+            peer = DefaultPeer(self, session.subscription, connection)
+        else:
+            v1 = V1Session(encoding, session.subscription.interval, principal)
+            peer = V1Peer(self, v1, connection)
+        if principal is not ANYONE and self.principals is not None:
+            self.principals.add(connection, peer, principal)
+        return peer
+
+    def forget(self, connection: Connection) -> None:
+        """Forget whose connection it was, which has ended."""
+        if self.principals is not None:
+            self.principals.remove(connection)
+
+    # -- credentials ----------------------------------------------------------------------------
+
+    def revoke(self, is_revoked: Callable[[Principal], bool]) -> None:
+        """Close the connections of all principals for which this is true.
+
+        If it is true for ANYONE, authentication was turned on: those without a credential are
+        closed, too.
+        """
+        if self.principals is None:
+            return
+        self.principals.revoke(is_revoked)
+        if is_revoked(ANYONE):
+            self.principals.close([each for each in self.manager if each not in self.principals])
+
+    def renew(self, peer: "V1Peer", token: str) -> None:
+        """Verify a token, in a task if that takes a while, and give its principal to the peer."""
+        if self._verifier is None:
+            peer.refuse_renewal(BadCredential("this server asks for none"))
+            return
+        if peer in self._renewals:
+            peer.refuse_renewal(Unavailable("the one before it is still being verified"))
+            return
+        try:
+            principal = self._verifier.recognise(token)
+        except (BadCredential, Unavailable) as error:
+            peer.refuse_renewal(error)
+        else:
+            if principal is None:
+                task = asyncio.create_task(self._renew_later(peer, token, self._verifier))
+                self._renewals[peer] = task
+            else:
+                peer.renew(principal)
+
+    async def _renew_later(self, peer: "V1Peer", token: str, verifier: CredentialVerifier) -> None:
+        try:
+            principal = await verifier.authenticate(token)
+        except (BadCredential, Unavailable) as error:
+            peer.refuse_renewal(error)
+        else:
+            peer.renew(principal)
+        finally:
+            self._renewals.pop(peer, None)
+
+    def cancel_renewal(self, peer: "V1Peer") -> None:
+        """Verify no token for a peer any more, because its connection has ended."""
+        if (task := self._renewals.pop(peer, None)) is not None:
+            task.cancel()
 
 
 class DefaultPeer(ChannelSubscription):
@@ -102,8 +181,12 @@ class DefaultPeer(ChannelSubscription):
     def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
         """Send nothing: the close frame says when to reconnect."""
 
+    def warn_of_expiry(self, expires_in_ms: int) -> None:
+        """Send nothing: the default stream has documents only."""
+
     def close(self, code: int) -> None:
         self._peers.channels.leave(self)
+        self._peers.forget(self.connection)
         self._peers.manager.disconnect(self.connection, code)
 
 
@@ -152,6 +235,8 @@ class V1Peer:
                 self._histories[identity] = self._peers.histories.subscribe(self, identity, query)
             case StopSubscription(id=identity):
                 self._leave(identity)
+            case RenewCredential(token=token):
+                self._peers.renew(self, token)
             case CloseConnection(code=code):
                 self._connection.fail(code)
             case None:
@@ -174,11 +259,31 @@ class V1Peer:
     def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
         self._reply(Goodbye(code=code, reconnect_after_ms=reconnect_after_ms))
 
+    def warn_of_expiry(self, expires_in_ms: int) -> None:
+        self._reply(TokenExpiring(expires_in_ms))
+
+    def renew(self, principal: Principal) -> None:
+        """Keep the connection for as long as another credential of its principal is valid."""
+        try:
+            require_renewal(self._session.principal, principal)
+        except Forbidden as error:
+            self.refuse_renewal(error)
+        else:
+            self._session.principal = principal
+            if self._peers.principals is not None:
+                self._peers.principals.renew(self._connection, principal)
+
+    def refuse_renewal(self, error: BadCredential | Forbidden | Unavailable) -> None:
+        """Tell the client that its connection is not renewed, and why."""
+        self._reply(renewal_refusal(error))
+
     def close(self, code: int) -> None:
+        self._peers.cancel_renewal(self)
         for identity in [*self._members, *self._histories]:
             self._leave(identity)
         self._pending.clear()
         self._set_flushed()
+        self._peers.forget(self._connection)
         self._peers.manager.disconnect(self._connection, code)
 
     def _leave(self, identity: str) -> None:

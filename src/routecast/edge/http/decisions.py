@@ -15,8 +15,10 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from routecast.core.access import ANYONE, Principal
 from routecast.core.decode import pieces
 from routecast.core.sites import Sites
+from routecast.edge.access import Access, principal_of
 from routecast.edge.cors import origin_of
 from routecast.edge.http.request_body import BodyReader, ClientGone
 from routecast.edge.problem import respond, respond_crash, respond_error
@@ -38,9 +40,16 @@ _JSON_TYPE: Final = (b"content-type", b"application/json")
 class Decisions:
     """The ASGI application that reads decisions, and answers with the receipt of `Ingest`."""
 
-    def __init__(self, ingest: Ingest, sites: Sites, slices: Slices | None = None) -> None:
+    def __init__(
+        self,
+        ingest: Ingest,
+        sites: Sites,
+        slices: Slices | None = None,
+        access: Access | None = None,
+    ) -> None:
         self._ingest = ingest
         self.sites = sites
+        self.access = access or Access()
         self.bodies = BodyReader()
         self._slices = slices or Slices()
 
@@ -62,18 +71,16 @@ class Decisions:
 
     async def _take(self, scope: Scope, receive: Receive) -> Receipt:
         self.sites.require_allowed_origin(*origin_of(scope))
-        headers = dict(scope["headers"])
-        lines = is_lines(headers.get(b"content-type", b""))
         async with AsyncExitStack() as stack:
-            return await self._accepted(await self._read(scope, receive, stack, lines=lines))
+            return await self._accepted(await self._read(scope, receive, stack))
 
-    async def _read(
-        self, scope: Scope, receive: Receive, stack: AsyncExitStack, *, lines: bool
-    ) -> DecisionBatch:
+    async def _read(self, scope: Scope, receive: Receive, stack: AsyncExitStack) -> DecisionBatch:
         """Return the batch of a body; a large one holds `large_batches` until `stack` closes."""
+        lines = is_lines(dict(scope["headers"]).get(b"content-type", b""))
+        principal = principal_of(scope)
         async with self.bodies.received(scope, receive) as body:
             async with self.bodies.unpacked(body) as whole:
-                batch = self.read(whole, lines=lines)
+                batch = self.read(whole, lines=lines, principal=principal)
                 if await self._validate(batch, most=MAX_GROUP):
                     return batch
             # A large batch waits for `large_batches`, and is decoded again then. While it waits, it
@@ -81,13 +88,16 @@ class Decisions:
             del whole, batch
             await stack.enter_async_context(self.bodies.large_batches)
             async with self.bodies.unpacked(body) as whole:
-                batch = self.read(whole, lines=lines)
+                batch = self.read(whole, lines=lines, principal=principal)
                 await self._validate(batch)
                 return batch
 
-    def read(self, body: bytes, *, lines: bool) -> DecisionBatch:
-        """Return the batch of a body; the caller must validate it, which decodes it."""
-        return self._ingest.batch(pieces(body, lines=lines))
+    def read(self, body: bytes, *, lines: bool, principal: Principal = ANYONE) -> DecisionBatch:
+        """Return the batch of a body; the caller must validate it, which decodes it.
+
+        Raises Forbidden if its principal has no project to write to.
+        """
+        return self._ingest.batch(pieces(body, lines=lines), principal.projects)
 
     async def _validate(self, batch: DecisionBatch, most: float = math.inf) -> bool:
         """Validate a batch in slices; stop and return False if over `most` decisions are valid."""

@@ -2,7 +2,8 @@
 
 For `POST /v1/decisions` there is no task, scope or middleware: the body goes directly to
 `Decisions`, and the answer to the transport in one write. Compressed, chunked, large, cross-origin
-and pipelined requests pass through ASGI, and so do all other routes.
+and pipelined requests pass through ASGI, and so do all other routes, and requests that need another
+answer than a receipt because of their credential.
 """
 
 import asyncio
@@ -12,11 +13,13 @@ from typing import Any, Final
 import msgspec
 from starlette.responses import Response
 
+from routecast.core.access import ANYONE, Principal, Scope, require_scope
+from routecast.edge.access import find_credential
 from routecast.edge.http.decisions import DECISIONS, Decisions, is_lines, refusal
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.http.http_protocol import HttpProtocol
 from routecast.edge.http.request_body import SMALL_BODY
-from routecast.errors import Unavailable
+from routecast.errors import RoutecastError, Unavailable
 from routecast.protocol import Receipt
 
 _DECISIONS_PATH: Final = DECISIONS.encode()
@@ -35,12 +38,21 @@ _encode: Final = msgspec.json.Encoder().encode
 class _FastRequest:
     """A request on the fast path (`http_protocol.Request`)."""
 
-    __slots__ = ("body", "disconnected", "keep_alive", "lines", "response_complete", "task")
+    __slots__ = (
+        "body",
+        "disconnected",
+        "keep_alive",
+        "lines",
+        "principal",
+        "response_complete",
+        "task",
+    )
 
     response_started = False  # the answer is one write
 
-    def __init__(self, *, lines: bool) -> None:
+    def __init__(self, *, lines: bool, principal: Principal) -> None:
         self.lines = lines
+        self.principal = principal
         self.body: list[bytes] = []
         self.disconnected = self.response_complete = False
         self.keep_alive = True
@@ -65,10 +77,15 @@ class FastPathHttpProtocol(HttpProtocol):
         self._keep_alive = b"%s: %s\r\n" % edge.keep_alive_header
 
     def begin_request(self, version: str, fields: dict[bytes, bytes]) -> None:
-        if self.url != _DECISIONS_PATH or not self._is_plain(version, fields):
+        if (
+            self.url != _DECISIONS_PATH
+            or not self._is_plain(version, fields)
+            or (principal := self._principal(fields)) is None
+        ):
             super().begin_request(version, fields)
             return
-        self._request = _FastRequest(lines=is_lines(fields.get(b"content-type", b"")))
+        lines = is_lines(fields.get(b"content-type", b""))
+        self._request = _FastRequest(lines=lines, principal=principal)
         self._running = self._request
         self.cycle = self._request  # type: ignore[assignment]  # -- it stands in for uvicorn's
 
@@ -95,6 +112,22 @@ class FastPathHttpProtocol(HttpProtocol):
         except ValueError:
             return False
 
+    def _principal(self, fields: dict[bytes, bytes]) -> Principal | None:
+        """Return whose request it is; None if it must be refused, or if that takes a while.
+
+        Both are for the ASGI path, so that there is one way to refuse.
+        """
+        access = self._decisions.access
+        if not access.required:
+            return ANYONE
+        try:
+            principal = access.recognise(find_credential(fields.get(b"authorization")))
+            if principal is not None:
+                require_scope(principal, Scope.WRITE)
+        except RoutecastError:
+            return None
+        return principal
+
     def on_body(self, body: bytes) -> None:
         if self._request is None:
             super().on_body(body)
@@ -113,7 +146,7 @@ class FastPathHttpProtocol(HttpProtocol):
         self.end_request()
         try:
             body = b"".join(request.body)
-            batch = self._decisions.read(body, lines=request.lines)
+            batch = self._decisions.read(body, lines=request.lines, principal=request.principal)
             if batch.validate():
                 answer = self._decisions.accept(batch)
             else:  # a long body gets a task, so that other tasks have turns

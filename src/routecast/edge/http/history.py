@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from routecast.core.access import restrict_history
 from routecast.core.decision import SECOND
 from routecast.core.history import (
     DEFAULT_HISTORY_FIELDS,
@@ -20,6 +21,7 @@ from routecast.core.history import (
     parse_history,
 )
 from routecast.core.time_series import MANY_VALUES, HistoryResponse
+from routecast.edge.access import principal_of
 from routecast.edge.openapi import PROBLEM, names_parameter
 from routecast.edge.proxies import limit_key_of
 from routecast.edge.schemas import time_in
@@ -49,7 +51,9 @@ def history_router(answer: _Answers, limits: HistoryLimits | None = None) -> API
         openapi_extra={"parameters": HISTORY_QUERY, "responses": _RESPONSES},
     )
     async def history(request: Request) -> Response:
-        return _HistoryAnswer(parse_history(request.scope["query_string"]), answer, limits)
+        query = parse_history(request.scope["query_string"])
+        query = restrict_history(query, principal_of(request.scope).projects)
+        return _HistoryAnswer(query, answer, limits)
 
     return router
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from routecast.core.default_session import open_session
 from routecast.core.document import EncodedDocument
 from routecast.core.view import View
+from routecast.edge.access import principal_of
 from routecast.edge.openapi import METRICS_QUERY, METRICS_RESPONSES
 from routecast.edge.proxies import limit_key_of
 
@@ -26,7 +27,8 @@ def metrics_router(
         openapi_extra={"parameters": METRICS_QUERY, "responses": METRICS_RESPONSES},
     )
     async def routing_metrics(request: Request) -> Response:
-        session = open_session(request.scope["query_string"])
+        projects = principal_of(request.scope).projects
+        session = open_session(request.scope["query_string"], projects=projects)
         client = limit_key_of(request.scope)
         newest = await encoded_document(session.subscription.view, client)
         # If there is no document, the body is the stream's error document.

@@ -9,11 +9,13 @@ from importlib import resources
 from typing import Any, Final
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import HTMLResponse, Response
 
+from routecast.core.access import is_operator
+from routecast.edge.access import principal_of
 from routecast.edge.http.assets import PREFIX, Assets
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
@@ -32,7 +34,16 @@ PAGE_HEADERS: Final = {
     "Cache-Control": "no-cache",
 }
 
-_HEALTH: Final = {"$ref": "#/components/schemas/HealthReport"}  # `openapi.describe` adds it
+# What everyone may know: all that is open while authentication is on.
+_BRIEF: Final = {
+    "type": "object",
+    "properties": {"status": {"enum": ["ok", "degraded"]}, "version": {"type": "string"}},
+    "required": ["status", "version"],
+    "additionalProperties": False,
+}
+_HEALTH: Final = {  # `openapi.describe` adds the first one
+    "anyOf": [{"$ref": "#/components/schemas/HealthReport"}, _BRIEF]
+}
 _READY: Final = {
     "type": "object",
     "properties": {
@@ -72,10 +83,12 @@ def ops_router(
         response_class=Response,
         openapi_extra=_responses(_HEALTH),
     )
-    async def get_health() -> Response:
+    async def get_health(request: Request) -> Response:
         state = await health()
         serving = state.source != "none"
         status = HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE
+        if not is_operator(principal_of(request.scope)):
+            return _state({"status": state.status, "version": state.version}, status)
         return _state(state, status)
 
     @router.get(
@@ -84,7 +97,7 @@ def ops_router(
         response_class=Response,
         openapi_extra=_responses(_READY),
     )
-    async def get_ready() -> Response:
+    async def get_ready(request: Request) -> Response:
         try:
             degraded = await check()
         except Unavailable as error:
@@ -94,6 +107,8 @@ def ops_router(
             body, status = {"ready": True}, HTTPStatus.OK
             if degraded:
                 body["degraded"] = degraded
+        if not is_operator(principal_of(request.scope)):
+            body = {"ready": body["ready"]}
         return _state(body, status)
 
     @router.get(

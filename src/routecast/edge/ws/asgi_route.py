@@ -6,9 +6,11 @@ from contextlib import suppress
 
 from starlette.types import Message, Receive, Scope, Send
 
+from routecast.core.access import Principal
 from routecast.core.default_session import DefaultSession
 from routecast.core.message import ENCODINGS, Encoding
 from routecast.core.payload import Payload
+from routecast.edge.access import principal_of
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import AsgiConnection
 from routecast.edge.problem import respond_error
@@ -43,7 +45,7 @@ class MetricsSocket:
             spoken = next((name for name in scope["subprotocols"] if name in ENCODINGS), None)
             await send({"type": "websocket.accept", "subprotocol": spoken})
             encoding = ENCODINGS.get(spoken or "")
-            await self._serve(session, address, encoding, receive, send)
+            await self._serve(session, address, encoding, principal_of(scope), receive, send)
         finally:
             self._admission.release(address)
 
@@ -52,6 +54,7 @@ class MetricsSocket:
         session: DefaultSession,
         client: str,
         encoding: Encoding | None,
+        principal: Principal,
         receive: Receive,
         send: Send,
     ) -> None:
@@ -62,7 +65,7 @@ class MetricsSocket:
             await send({"type": "websocket.send", **_content_of(payload)})
 
         code, ours = await connection.run(
-            self._peers.peer(connection, session, encoding),
+            self._peers.peer(connection, session, encoding, principal),
             self._instruments,
             send=send_payload,
             listen=_listen(connection.receive, receive),

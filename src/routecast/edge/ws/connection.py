@@ -11,19 +11,23 @@ version.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any, Final, cast
 
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 
+from routecast.core.access import ANYONE, Principal
 from routecast.core.default_session import DefaultSession
 from routecast.core.message import ENCODINGS
 from routecast.core.payload import Payload
+from routecast.edge.access import refuse_in_query
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS
+from routecast.edge.problem import respond_crash
 from routecast.edge.proxies import Proxies, limit_key
 from routecast.edge.reset import reset
 from routecast.edge.ws.batch import (
@@ -35,7 +39,7 @@ from routecast.edge.ws.batch import (
     share,
 )
 from routecast.edge.ws.frames import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS
-from routecast.edge.ws.handshake import Agreement, Handshakes, UpgradeRequest, refuse
+from routecast.edge.ws.handshake import Agreement, Handshakes, UpgradeRequest, final, refuse
 from routecast.edge.ws.messages import MessageAssembler
 from routecast.edge.ws.socket_send import FLAGS, NO_DESCRIPTOR, descriptor, send
 from routecast.errors import BadBody, NotFound, RoutecastError
@@ -60,6 +64,8 @@ FRAMES_SECONDS: Final = 20.0
 WS_PIECE: Final = 4_096
 
 _BODY: Final = (b"content-length", b"transfer-encoding")
+
+log = logging.getLogger(__name__)
 
 
 class ConnectionState(Enum):
@@ -133,6 +139,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_timer",
         "_transport",
         "_until",
+        "_waiting",
         "awaits_pong",
         "batches",
         "client",
@@ -162,6 +169,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._frames = 0  # received before `_until`, a time on the monotonic clock
         self._until = 0.0
+        self._waiting: WaitingHandshake | None = None
 
     # -- states ---------------------------------------------------------------------------------
 
@@ -318,6 +326,9 @@ class WebSocketConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._enter(ConnectionState.CLOSED)
+        if self._waiting is not None:
+            self._waiting.task.cancel()
+            self._waiting = None
         peer, self.peer = self.peer, None
         if peer is not None:
             share([self], PLAIN)  # one connection less shares its context
@@ -334,7 +345,10 @@ class WebSocketConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.peer is None:
-            return  # it was refused or has ended
+            if self._waiting is not None:
+                self._waiting.early += data
+                self._transport.pause_reading()
+            return  # it is not answered yet, was refused, or has ended
         self.awaits_pong = False
         assembler = self._assembler
         if assembler is None:
@@ -393,38 +407,77 @@ class WebSocketConnection(asyncio.Protocol):
         """Answer an upgrade request: open the connection, or refuse it."""
         request = UpgradeRequest(method, target, fields)
         agreed = self._edge.handshakes.answer(request)
-        answer = agreed.answer
-        if agreed.accepted:
-            try:
-                session = self._admit(request, remote)
-            except RoutecastError as error:
-                answer = refuse(error)
-            else:
-                self._open(session, agreed)
-                return
-        self._transport.write(answer)
-        self._enter(ConnectionState.CLOSING, CloseCode.POLICY)
-        self._transport.close()
+        if not agreed.accepted:
+            self._refuse(agreed.answer)
+            return
+        try:
+            self._check(request, remote)
+            principal = ANYONE
+            if self._edge.admission.access.required:
+                known = self._recognise(request)
+                if known is None:
+                    self._waiting = WaitingHandshake(self._finish_handshake(request, agreed))
+                    return
+                principal = known
+            session = self._admit(request, principal)
+        except RoutecastError as error:
+            self._refuse(refuse(error))
+        else:
+            self._open(session, agreed, principal)
 
-    def _admit(self, request: UpgradeRequest, remote: str) -> DefaultSession:
+    def _check(self, request: UpgradeRequest, remote: str) -> None:
         if request.method != "GET" or any(name in request for name in _BODY):
             raise BadBody("an upgrade must be a GET without a body")
         if len(request.get_all(b"host")) != 1:
             raise BadBody("a request must have exactly one Host field")
-        path, _, query = request.target.partition(b"?")
+        path = request.target.partition(b"?")[0]
         if path != PATH:
             shown = path[:200].decode("latin-1")
             raise NotFound(f"there is no WebSocket at {shown!r}; use {PATH.decode()}")
         forwarded = request.get_all(b"x-forwarded-for")
         self.client = limit_key(self._edge.proxies.client_of(remote, forwarded))
+
+    def _recognise(self, request: UpgradeRequest) -> Principal | None:
+        """Return whose request it is; None if it takes a while to verify its credential."""
+        refuse_in_query(request.target.partition(b"?")[2])
+        return self._edge.admission.access.recognise(request.credential)
+
+    def _admit(self, request: UpgradeRequest, principal: Principal) -> DefaultSession:
         return self._edge.admission.admit(
-            query,
+            request.target.partition(b"?")[2],
             origin=request.get(b"origin"),
             host=request.get(b"host"),
             address=self.client,
+            principal=principal,
         )
 
-    def _open(self, session: DefaultSession, agreed: Agreement) -> None:
+    async def _finish_handshake(self, request: UpgradeRequest, agreed: Agreement) -> None:
+        """Open the connection or refuse it, once its credential is verified."""
+        try:
+            credential = request.credential
+            assert credential is not None
+            principal = await self._edge.admission.access.authenticate(credential)
+            session = self._admit(request, principal)
+        except RoutecastError as error:
+            self._waiting = None
+            self._refuse(refuse(error))
+        except Exception:  # a fault of ours, which must not leave the client waiting
+            self._waiting = None
+            log.exception("Unexpected error while verifying a credential")
+            self._refuse(final(respond_crash()))
+        else:
+            early = self._waiting.early if self._waiting is not None else b""
+            self._waiting = None
+            self._open(session, agreed, principal)
+            if early:
+                self.data_received(early)
+
+    def _refuse(self, answer: bytes) -> None:
+        self._transport.write(answer)
+        self._enter(ConnectionState.CLOSING, CloseCode.POLICY)
+        self._transport.close()
+
+    def _open(self, session: DefaultSession, agreed: Agreement, principal: Principal) -> None:
         encoding = ENCODINGS.get(agreed.subprotocol or "")
         self._binary = encoding is not None and encoding.binary
         self._inflates = agreed.inflates
@@ -436,7 +489,21 @@ class WebSocketConnection(asyncio.Protocol):
         self._enter(ConnectionState.OPEN)
         # The transport may still hold answers to earlier requests: then this calls `pause_writing`.
         self._transport.set_write_buffer_limits(high=0)
-        self.peer = self._edge.peers.peer(self, session, encoding)
+        self.peer = self._edge.peers.peer(self, session, encoding, principal)
         self._edge.heartbeat.add(self)
         self.peer.start()
         self._write_through(b"")
+
+
+class WaitingHandshake:
+    """A handshake whose credential is being verified, in a task.
+
+    `early` is what the client sent meanwhile. It must wait for the answer (RFC 6455, 4.1), so after
+    that nothing more is read: the rest stays in the socket.
+    """
+
+    __slots__ = ("early", "task")
+
+    def __init__(self, finishing: Coroutine[Any, Any, None]) -> None:
+        self.early = b""
+        self.task = asyncio.get_running_loop().create_task(finishing)

@@ -19,6 +19,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
+from routecast.edge.access import BEARER_PROTOCOL, find_credential, split_bearers
 from routecast.edge.problem import NOSNIFF, respond_error
 from routecast.edge.ws.frames import WINDOW_BITS
 from routecast.errors import RoutecastError
@@ -52,16 +53,40 @@ _Fields = Sequence[tuple[bytes, bytes]]
 class UpgradeRequest:
     """An upgrade request: its method, its target, and its fields with names in lower case.
 
-    Bytes beyond ASCII are taken as ISO-8859-1 (RFC 9110, 5.5).
+    Bytes beyond ASCII are taken as ISO-8859-1 (RFC 9110, 5.5). A credential among the subprotocols
+    is not one of the fields, so that it is never remembered, answered or part of an error.
     """
 
-    __slots__ = ("_by_name", "fields", "method", "target")
+    __slots__ = ("_bearers", "_by_name", "fields", "method", "target")
 
     def __init__(self, method: str, target: bytes, fields: _Fields) -> None:
         self.method = method
         self.target = target
         self.fields = fields
         self._by_name = dict(fields)
+        self._bearers: Sequence[bytes] = ()
+        protocols = self._by_name.get(_PROTOCOL)
+        if protocols is not None and (
+            BEARER_PROTOCOL in protocols or len(self._by_name) != len(fields)
+        ):
+            self._take_bearers()
+
+    def _take_bearers(self) -> None:
+        kept, found = [], []
+        for name, value in self.fields:
+            if name == _PROTOCOL:
+                value, bearers = split_bearers(value)
+                found += bearers
+                if bearers and not value:
+                    continue  # no other subprotocol is offered
+            kept.append((name, value))
+        if found:
+            self.fields, self._by_name, self._bearers = kept, dict(kept), found
+
+    @property
+    def credential(self) -> str | None:
+        """The credential; None if it has none. Raises BadCredential, BadHead."""
+        return find_credential(self._by_name.get(b"authorization"), self._bearers)
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._by_name
@@ -182,7 +207,11 @@ def _headers(fields: _Fields) -> Headers:
 
 def refuse(error: RoutecastError) -> bytes:
     """Return the HTTP answer that refuses a request and ends the connection."""
-    answer: Response = respond_error(error)
+    return final(respond_error(error))
+
+
+def final(answer: Response) -> bytes:
+    """Return an HTTP answer that ends the connection."""
     headers = _headers(answer.raw_headers)
     headers["Connection"] = "close"
     status = HTTPStatus(answer.status_code)

@@ -1,0 +1,69 @@
+"""Access control: ASGI middleware that lets a request pass to its route, if its client may.
+
+It stands behind CORS, so that pages of allowed sites can read why they were refused.
+"""
+
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from routecast.core.access import NOBODY, SCOPE_OF_ROUTE, Principal, require_scope
+from routecast.edge.access import Access, credential_of, refuse_in_query, with_principal
+from routecast.edge.gate import refuse_request
+from routecast.edge.http.assets import PREFIX
+from routecast.errors import BadCredential, BadHead, NotFound, RoutecastError, Unavailable
+
+_FILES: Final = f"/{PREFIX}/"
+_FILES_ROUTE: Final = f"/{PREFIX}/{{path:path}}"
+_PATHS: Final = frozenset(path for _, path in SCOPE_OF_ROUTE)
+
+
+class AccessControl:
+    """ASGI middleware that finds whose request it is, and refuses it without the route's scope.
+
+    A path that is not in SCOPE_OF_ROUTE is answered here: no route can be forgotten there, or be
+    reached by another spelling of its path.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        if self._access.required and scope["type"] in ("http", "websocket"):
+            try:
+                scope = with_principal(scope, await self._let_in(scope))
+            except RoutecastError as error:
+                await refuse_request(error, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _let_in(self, scope: AsgiScope) -> Principal:
+        refuse_in_query(scope["query_string"])
+        path = _route_path(scope)
+        route = scope.get("method", "GET"), _FILES_ROUTE if path.startswith(_FILES) else path
+        needed = SCOPE_OF_ROUTE.get(route)
+        if needed is None and route in SCOPE_OF_ROUTE:
+            return await self._visitor(scope)
+        principal = await self._access.identify(credential_of(scope))
+        require_scope(principal, needed)
+        if route[1] not in _PATHS:
+            raise NotFound("there is nothing at this path")
+        return principal  # if the method is not allowed, the router says so
+
+    async def _visitor(self, scope: AsgiScope) -> Principal:
+        """Return whose request to an open route it is; it is answered with any credential."""
+        try:
+            credential = credential_of(scope)
+            return NOBODY if credential is None else await self._access.identify(credential)
+        except (BadCredential, BadHead, Unavailable):
+            return NOBODY
+
+
+def _route_path(scope: AsgiScope) -> str:
+    """Return the path that the router compares: without the one at which the app is mounted."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    rest = path[len(root) :]
+    return rest if path.startswith(root) and rest[:1] in ("", "/") else path
