@@ -194,9 +194,10 @@ export async function diagnose(stream, token) {
       mayLackV1: !problem && WEBSOCKET_ONLY_STATUSES.has(status),
       redirect: problem ? null : tlsRedirect(answer, stream),
     };
-  } catch {
+  } catch (error) {
     // A server without authentication does not let pages of other sites send a token.
-    return token ? diagnose(stream) : null;
+    const mayBeToken = token && error instanceof TypeError; // and not because of the timeout
+    return mayBeToken ? diagnose(stream) : null;
   }
 }
 
