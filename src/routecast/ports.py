@@ -376,8 +376,8 @@ class KeyStore(Protocol):
         """Return all keys and revocations, as of one moment. Raises Unavailable."""
         ...
 
-    async def change_access(self, decide: DecideChange) -> AccessRecords:
-        """Make the change that `decide` returns for what is stored; return what is stored then.
+    async def change_access(self, decide: DecideChange) -> None:
+        """Make the change that `decide` returns for what is stored.
 
         It is one transaction, and it is on disk on return. Changes take turns, also those of other
         nodes; so `decide` can rely on what it gets. It may be called on another thread. If it

@@ -11,14 +11,14 @@ from routecast.adapters.store import names
 from routecast.adapters.store.postgres import PostgresStore, compactor
 from routecast.adapters.store.postgres import folding as postgres_folding
 from routecast.adapters.store.sqlite import SqliteStore, deltas, folding
-from routecast.ports import Bus, Cache, Cluster, Store
+from routecast.ports import Bus, Cache, Cluster, Database
 from tests.support.engines import Shared, SharedMemory, SharedRedis, carried
 from tests.support.needs import skip_as_meant
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import Postgres
 
 # Makes a store, not yet opened, on one and the same database each time.
-Connect = Callable[[], Store]
+Connect = Callable[[], Database]
 
 
 class Databases(Protocol):
@@ -83,7 +83,7 @@ def connect(databases: Databases) -> Connect:
 
 
 @pytest.fixture
-async def store(connect: Connect) -> AsyncIterator[Store]:
+async def store(connect: Connect) -> AsyncIterator[Database]:
     """An open store on an empty database."""
     opened = connect()
     await opened.open()

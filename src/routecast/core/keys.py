@@ -168,6 +168,12 @@ class AccessChange:
     put_revocations: Collection[Revocation] = ()
     drop_revocations: Collection[RevocationId] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing."""
+        parts = self.put_keys, self.drop_keys, self.put_revocations, self.drop_revocations
+        return not any(parts)
+
 
 # Decides on a change from what is stored. Raises BadChange.
 DecideChange = Callable[[AccessRecords], AccessChange]

@@ -13,7 +13,7 @@ from routecast.adapters.store.postgres.connection import (
     value,
 )
 from routecast.core.key_rows import key_row, records_of, revocation_row
-from routecast.core.keys import AccessChange, AccessRecords, DecideChange
+from routecast.core.keys import AccessRecords, DecideChange
 
 
 async def version(session: DatabaseSession) -> str:
@@ -29,11 +29,11 @@ async def read(session: DatabaseSession) -> AccessRecords:
     return await in_thread(records_of, stored, keys, revocations)
 
 
-async def change(session: DatabaseSession, decide: DecideChange) -> AccessRecords:
+async def change(session: DatabaseSession, decide: DecideChange) -> None:
     """Change keys and revocations (`ports.KeyStore.change_access`)."""
     await query(session, "lock_access")  # the statements after it see what the last change made
     wanted = await in_thread(decide, await read(session))
-    if wanted != AccessChange():
+    if not wanted.is_empty:
         await query(session, "set_access_version", secrets.token_hex(8))
     for key in wanted.put_keys:
         await query(session, "put_key", *key_row(key))
@@ -43,7 +43,6 @@ async def change(session: DatabaseSession, decide: DecideChange) -> AccessRecord
         await query(session, "put_revocation", *revocation_row(revocation))
     for about in wanted.drop_revocations:
         await query(session, "drop_revocation", str(about.kind), about.value)
-    return await read(session)
 
 
 async def note_use(session: DatabaseSession, uses: Mapping[str, int]) -> None:

@@ -249,9 +249,9 @@ class PostgresStore:
         async with self._snapshot() as session:
             return await access.read(session)
 
-    async def change_access(self, decide: DecideChange) -> AccessRecords:
+    async def change_access(self, decide: DecideChange) -> None:
         async with self._session() as session, transaction(session):
-            return await access.change(session, decide)
+            await access.change(session, decide)
 
     async def note_use(self, uses: Mapping[str, int]) -> None:
         async with self._session() as session:

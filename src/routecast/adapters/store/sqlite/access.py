@@ -28,18 +28,15 @@ def _read(db: apsw.Connection) -> AccessRecords:
     return records_of(version(db), query(db, "api_keys"), query(db, "revocations"))
 
 
-def change(writer: Writer, decide: DecideChange) -> AccessRecords:
+def change(writer: Writer, decide: DecideChange) -> None:
     """Change keys and revocations (`ports.KeyStore.change_access`)."""
     with writer.transaction() as current:
-        db = current.db
-        _apply(db, decide(_read(db)))
-        after = _read(db)
+        _apply(current.db, decide(_read(current.db)))
         current.commit()
-    return after
 
 
 def _apply(db: apsw.Connection, change: AccessChange) -> None:
-    if change == AccessChange():
+    if change.is_empty:
         return
     for key in change.put_keys:
         query(db, "put_key", *key_row(key))

@@ -205,8 +205,8 @@ class SqliteStore:
     async def access(self) -> AccessRecords:
         return await self._read(access.read)
 
-    async def change_access(self, decide: DecideChange) -> AccessRecords:
-        return await self._write(access.change, decide)
+    async def change_access(self, decide: DecideChange) -> None:
+        await self._write(access.change, decide)
 
     async def note_use(self, uses: Mapping[str, int]) -> None:
         await self._write(access.note_use, uses)
