@@ -27,9 +27,8 @@ from routecast.server.config import Settings
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
-# Codes of authentication, which does not exist yet, and codes that are sent as an HTTP status.
+# Codes that are sent as an HTTP status.
 LATER: Final = {
-    CloseCode.UNAUTHENTICATED,
     CloseCode.FORBIDDEN,
     CloseCode.POLICY,
     CloseCode.FULL,

@@ -3,6 +3,7 @@
 It stands behind CORS, so that pages of allowed sites can read why they were refused.
 """
 
+import re
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Send
@@ -11,12 +12,23 @@ from starlette.types import Scope as AsgiScope
 from routecast.core.access import NOBODY, SCOPE_OF_ROUTE, Principal, require_scope
 from routecast.edge.access import Access, credential_of, refuse_in_query, with_principal
 from routecast.edge.gate import refuse_request
-from routecast.edge.http.assets import PREFIX
 from routecast.errors import BadCredential, BadHead, NotFound, RoutecastError, Unavailable
 
-_FILES: Final = f"/{PREFIX}/"
-_FILES_ROUTE: Final = f"/{PREFIX}/{{path:path}}"
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """Return what the router compares with, for a path that has parameters in braces."""
+    parts = re.split(r"(\{\w+(?::path)?\})", path)
+    return re.compile("".join(map(_form, parts)), re.DOTALL)
+
+
+def _form(part: str) -> str:
+    if not part.startswith("{"):
+        return re.escape(part)
+    return ".*" if part.endswith(":path}") else "[^/]+"
+
+
 _PATHS: Final = frozenset(path for _, path in SCOPE_OF_ROUTE)
+_PATTERNS: Final = {path: _pattern(path) for path in sorted(_PATHS) if "{" in path}
 
 
 class AccessControl:
@@ -41,14 +53,14 @@ class AccessControl:
 
     async def _let_in(self, scope: AsgiScope) -> Principal:
         refuse_in_query(scope["query_string"])
-        path = _route_path(scope)
-        route = scope.get("method", "GET"), _FILES_ROUTE if path.startswith(_FILES) else path
+        path = listed_path(_route_path(scope))
+        route = scope.get("method", "GET"), path
         needed = SCOPE_OF_ROUTE.get(route)
         if needed is None and route in SCOPE_OF_ROUTE:
             return await self._visitor(scope)
         principal = await self._access.identify(credential_of(scope))
         require_scope(principal, needed)
-        if route[1] not in _PATHS:
+        if path not in _PATHS:
             raise NotFound("there is nothing at this path")
         return principal  # if the method is not allowed, the router says so
 
@@ -59,6 +71,13 @@ class AccessControl:
             return NOBODY if credential is None else await self._access.identify(credential)
         except (BadCredential, BadHead, Unavailable):
             return NOBODY
+
+
+def listed_path(path: str) -> str:
+    """Return a path as SCOPE_OF_ROUTE has it: with the names of parameters for their values."""
+    if path in _PATHS:
+        return path
+    return next((name for name, pattern in _PATTERNS.items() if pattern.fullmatch(path)), path)
 
 
 def _route_path(scope: AsgiScope) -> str:

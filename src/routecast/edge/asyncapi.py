@@ -8,6 +8,8 @@ from starlette.responses import Response
 
 from routecast.core.history import DEFAULT_POINTS, GROUPS, HISTORY_FIELDS
 from routecast.core.view import VIEW_PARAMETERS
+from routecast.edge.access import BEARER_PROTOCOL
+from routecast.edge.openapi import BEARER
 from routecast.edge.schemas import DOCUMENT, FAILURE, METRICS
 from routecast.protocol import (
     FIELDS,
@@ -66,6 +68,14 @@ def asyncapi(version: str) -> dict[str, Any]:
                 name: {"name": name, "payload": {"$ref": _REF.format(name=name)}} for name in every
             },
             "schemas": schemas,
+            "securitySchemes": {
+                "bearer": {
+                    **BEARER,
+                    "description": f"{BEARER['description']} A page sends it as the subprotocol "
+                    f"`{BEARER_PROTOCOL.decode()}` and the credential in base64url, beside one of "
+                    f"{' and '.join(SUBPROTOCOLS)}; the server answers with the latter only.",
+                }
+            },
         },
     }
 
@@ -99,6 +109,7 @@ def _operation(action: str, channel: str, messages: list[str]) -> dict[str, Any]
     return {
         "action": action,
         "channel": {"$ref": ref},
+        "security": [{"$ref": "#/components/securitySchemes/bearer"}],
         "messages": [{"$ref": f"{ref}/messages/{name}"} for name in messages],
     }
 

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
+from routecast.core.access import SCOPE_OF_ROUTE
 from routecast.core.view import MAX_FILTER_NAME
 from routecast.edge.http.decisions import DECISIONS
 from routecast.edge.schemas import FAILURE, METRICS, time_in
@@ -68,6 +69,11 @@ METRICS_QUERY: Final[list[dict[str, Any]]] = [
     },
 ]
 
+BEARER: Final = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A token (JWT) or an API key. It is needed while authentication is on.",
+}
 PROBLEM: Final = {
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 }
@@ -136,9 +142,23 @@ def describe(schema: dict[str, Any]) -> None:
             },
         }
     }
-    for methods in schema["paths"].values():
-        for method in methods.values():
+    schema["components"]["securitySchemes"] = {"bearer": BEARER}
+    for path, methods in schema["paths"].items():
+        for name, method in methods.items():
             method["responses"]["421"] = {
                 "description": "`Host` is not a name of this server; see ROUTECAST_ALLOWED_HOSTS.",
                 **PROBLEM,
             }
+            if (scope := SCOPE_OF_ROUTE.get((name.upper(), path))) is not None:
+                _describe_access(method, scope)
+
+
+def _describe_access(method: dict[str, Any], scope: str) -> None:
+    """Add to an operation what it needs while authentication is on."""
+    method["security"] = [{"bearer": [scope]}, {}]  # {}: none, while it is off
+    responses = method["responses"]
+    responses["401"] = {"description": "No credential, or one that is not valid.", **PROBLEM}
+    lacking = f"The credential lacks the scope `{scope}`, or is for other projects."
+    if "403" in responses:
+        lacking = f"{responses['403']['description']} Or: {lacking[0].lower()}{lacking[1:]}"
+    responses["403"] = {"description": lacking, **PROBLEM}

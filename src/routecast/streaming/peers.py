@@ -112,13 +112,12 @@ class Peers:
     def revoke(self, is_revoked: Callable[[Principal], bool]) -> None:
         """Close the connections of all principals for which this is true.
 
-        If it is true for ANYONE, authentication was turned on: those without a credential are
-        closed, too.
+        Connections without a credential are closed, too, once authentication was turned on.
         """
-        if self.principals is None:
+        if self.principals is None or self._verifier is None:
             return
         self.principals.revoke(is_revoked)
-        if is_revoked(ANYONE):
+        if self._verifier.required:
             self.principals.close([each for each in self.manager if each not in self.principals])
 
     def renew(self, peer: "V1Peer", token: str) -> None:

@@ -27,6 +27,11 @@ SERVED_BATCH: Final = 50
 class CredentialVerifier(Protocol):
     """Tells whose a credential is (`edge.access.Access`)."""
 
+    @property
+    def required(self) -> bool:
+        """Whether authentication is on, or not known to be off."""
+        ...
+
     def recognise(self, credential: str) -> Principal | None:
         """Return it at once; None if `authenticate` must be awaited. Raises as that does."""
         ...

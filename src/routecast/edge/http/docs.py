@@ -81,6 +81,8 @@ def _operation(method: str, path: str, operation: Schema) -> Iterator[str]:
     yield f"<p>{escape(operation.get('summary', ''))}</p>"
     if "description" in operation:
         yield f"<p>{escape(operation['description'])}</p>"
+    for scope in operation.get("security", [{}])[0].get("bearer", ()):
+        yield f"<p>While authentication is on, it needs the scope <code>{scope}</code>.</p>"
     if parameters := operation.get("parameters"):
         yield "<h3>Parameters</h3><dl>"
         for each in parameters:
