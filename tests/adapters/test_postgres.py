@@ -18,11 +18,17 @@ from routecast.adapters.store.postgres import (
 )
 from routecast.adapters.store.postgres import store as store_module
 from routecast.adapters.store.postgres.connection import query
-from routecast.adapters.store.postgres.schema import KNOWN, POSTGRES_MIGRATIONS, oldest_program
+from routecast.adapters.store.postgres.schema import (
+    FIRST_POSTGRES_WITH_KEYS,
+    KNOWN,
+    POSTGRES_MIGRATIONS,
+    oldest_program,
+)
 from routecast.adapters.store.postgres.series import number_series
 from routecast.adapters.store.postgres.totals import PostgresTotals
 from routecast.core.decision import DecisionRecord
 from routecast.core.history import history_query, plan
+from routecast.core.keys import AccessRecords
 from routecast.core.overflow import LARGEST_SUM
 from routecast.core.rollup import Key
 from routecast.errors import BadDatabase, MissingDeltas, Unavailable
@@ -30,6 +36,7 @@ from routecast.ports import Difference
 from routecast.protocol import Position
 from tests.support.command import routecast
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
+from tests.support.keys import an_api_key, put
 from tests.support.needs import skip_as_meant, skip_without
 from tests.support.postgres import OwnPostgres, Postgres, dump, programs, put_back
 from tests.support.running_services import until
@@ -258,6 +265,7 @@ DROP FUNCTION write_delta;
 DROP TABLE near_series;
 DROP TABLE folded_names;
 DROP FUNCTION current_epoch;
+DROP TABLE api_keys, revocations, access_version;
 ALTER TABLE summaries ALTER confidence_sum TYPE bigint, ALTER cost_sum TYPE bigint,
     ALTER latency_sum TYPE bigint, ALTER input_tokens TYPE bigint, ALTER output_tokens TYPE bigint;
 UPDATE schema_version SET version = 2;
@@ -288,6 +296,27 @@ async def test_database_with_a_full_series_is_migrated(
     with pytest.raises(asyncpg.NumericValueOutOfRangeError):
         await other.execute("SELECT add_delta(1, 99, 0, 0, 1, 1, '', false)")
     assert await differences(again) == []
+    await again.close()
+
+
+async def test_database_without_keys_gets_room_for_them(
+    store: PostgresStore, url: str, other: Any
+) -> None:
+    """It is that of the version before keys. Nodes of that version, which know none, may go on."""
+    await store.commit([[kept(1)]], NOW)
+    before = await store.position()
+    await other.execute(
+        "DROP TABLE api_keys, revocations, access_version;"
+        f"UPDATE schema_version SET version = {FIRST_POSTGRES_WITH_KEYS - 1}"
+    )
+    again = PostgresStore(url)
+    await again.open()
+    assert await again.position() == before
+    assert await again.access() == AccessRecords("", {}, {})
+    await again.change_access(put(an_api_key(1)))
+    assert set((await store.access()).keys) == {an_api_key(1).id}
+    row = await other.fetchrow("SELECT version, oldest_program FROM schema_version")
+    assert tuple(row) == (KNOWN, 1)
     await again.close()
 
 

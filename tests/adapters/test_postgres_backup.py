@@ -18,6 +18,7 @@ from routecast.core.decision import DecisionRecord
 from routecast.errors import BadDatabase, Damaged, InUse, Unavailable
 from routecast.ports import Checked, Difference, Restored
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
+from tests.support.keys import a_revocation, an_api_key, put
 from tests.support.needs import lacks, skip_without
 from tests.support.pgbouncer import PgBouncer, program
 from tests.support.postgres import Postgres
@@ -143,6 +144,27 @@ async def test_replaced_database_is_kept(store: PostgresStore, url: str, tmp_pat
         f"SELECT count(*) FROM {name}.decisions WHERE id = 'd50'"
     )
     assert kept_there == 1
+    await connection.close()
+
+
+async def test_backup_has_keys_and_revocations(
+    store: PostgresStore, url: str, tmp_path: Path
+) -> None:
+    """A database that has keys alone is kept, too, when it is replaced."""
+    await store.change_access(put(an_api_key(1, projects=frozenset({"a"})), a_revocation()))
+    held = await store.access()
+    await PostgresBackups(url).backup(tmp_path / "it", silent)
+    await store.change_access(put(an_api_key(2)))
+    await store.close()
+    kept_at = (await PostgresBackups(url).restore(tmp_path / "it", silent)).kept
+    assert kept_at is not None
+    again = PostgresStore(url)
+    await again.open()
+    assert await again.access() == held
+    await again.close()
+    connection = await asyncpg.connect(url)
+    name = kept_at.removeprefix("schema ")
+    assert await connection.fetchval(f"SELECT count(*) FROM {name}.api_keys") == 2
     await connection.close()
 
 

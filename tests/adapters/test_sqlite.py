@@ -16,14 +16,16 @@ import pytest
 from routecast.adapters.store.sqlite import SqliteStore, history, writer
 from routecast.adapters.store.sqlite import folding as steps
 from routecast.adapters.store.sqlite.connection import SQLITE_SQL
-from routecast.adapters.store.sqlite.schema import SQLITE_MIGRATIONS
+from routecast.adapters.store.sqlite.schema import FIRST_SQLITE_WITH_KEYS, SQLITE_MIGRATIONS
 from routecast.core.decision import DecisionRecord
 from routecast.core.history import history_query, plan
+from routecast.core.keys import AccessRecords
 from routecast.core.overflow import SUMS
 from routecast.errors import BadDatabase, MissingDeltas, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept
+from tests.support.keys import an_api_key, put
 from tests.support.needs import skip_without
 from tests.support.running_services import until
 from tests.support.summaries import sum_up
@@ -135,6 +137,9 @@ ALTER TABLE whole RENAME TO deltas;
 DROP TABLE folded_names;
 DROP TABLE checks;
 DROP TABLE marks;
+DROP TABLE api_keys;
+DROP TABLE revocations;
+DROP TABLE access_version;
 PRAGMA user_version = 3;
 """
 
@@ -167,6 +172,28 @@ async def assert_reopens(path: Path, decisions: list[DecisionRecord]) -> None:
     await store.commit([[kept(11)]], NOW)
     assert_sums((await store.load(NOW)).total, [*decisions, kept(11)])
     await store.close()
+
+
+async def test_database_without_keys_gets_room_for_them(path: Path) -> None:
+    """It is that of the version before keys; its decisions and its epoch stay."""
+    with apsw.Connection(str(path)) as older:
+        older.execute("PRAGMA journal_mode = WAL")
+    with older:
+        for number, script in SQLITE_MIGRATIONS[: FIRST_SQLITE_WITH_KEYS - 1]:
+            older.execute(script)
+        older.execute(f"PRAGMA user_version = {number}")
+        older.execute(f"PRAGMA application_id = {int.from_bytes(b'RTCA')}")
+        older.execute("INSERT INTO history VALUES (1, 'old', 0, 0, 0, 0)")
+        version = older.pragma("schema_version")
+        older.execute("INSERT INTO marks VALUES (x'', ?, 0)", (version,))
+    older.close()
+    store = SqliteStore(path)
+    await store.open()
+    assert await store.position() == Position("old", 0)
+    assert await store.access() == AccessRecords("", {}, {})
+    await store.change_access(put(an_api_key(1)))
+    await store.close()
+    assert await position(path) == Position("old", 0)
 
 
 def test_migrations_are_numbered_without_a_gap() -> None:

@@ -18,6 +18,7 @@ from routecast.errors import BadDatabase, BadSettings, Damaged, InUse, Unavailab
 from routecast.ports import Checked, Difference
 from routecast.server.app import open_backups, open_store
 from tests.support.decisions import NOW, assert_sums, kept
+from tests.support.keys import a_revocation, an_api_key, put
 from tests.support.needs import skip_without
 
 
@@ -148,6 +149,25 @@ async def test_replaced_database_is_kept(path: Path, target: Path) -> None:
     empty = path.with_name("empty.db")
     await filled(empty, 0)
     assert (await SqliteBackups(empty).restore(target, ignore)).kept is None
+
+
+async def test_backup_has_keys_and_revocations(path: Path, target: Path) -> None:
+    """A database that has keys alone is kept, too, when it is replaced."""
+    store = SqliteStore(path)
+    await store.open()
+    await store.change_access(put(an_api_key(1), a_revocation()))
+    held = await store.access()
+    await SqliteBackups(path).backup(target, ignore)
+    await store.change_access(put(an_api_key(2)))
+    later = await store.access()
+    await store.close()
+    kept_at = (await SqliteBackups(path).restore(target, ignore)).kept
+    assert kept_at is not None
+    for file, expected in ((path, held), (Path(kept_at), later)):
+        store = SqliteStore(file)
+        await store.open()
+        assert await store.access() == expected
+        await store.close()
 
 
 WRITER = """

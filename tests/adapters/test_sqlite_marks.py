@@ -210,7 +210,8 @@ def test_log_of_an_older_version_is_accepted(path: Path) -> None:
     """It has no marks."""
     asyncio.run(opened(path))
     db = apsw.Connection(str(path))
-    db.execute("DROP TABLE marks")
+    for table in ("marks", "api_keys", "revocations", "access_version"):
+        db.execute(f"DROP TABLE {table}")
     db.execute("PRAGMA user_version = 7")
     shutil.copy(wal_of(path), f"{path}.log")
     db.close()

@@ -2,8 +2,10 @@
 
 import asyncio
 
+from routecast.core.keys import AccessRecords
 from routecast.ports import Cluster
 from tests.support.engines import PATIENCE, Shared
+from tests.support.keys import a_revocation, an_api_key
 
 
 async def test_work_is_claimed_once(cluster: Cluster) -> None:
@@ -49,3 +51,20 @@ async def test_node_that_left_does_not_count(shared: Shared) -> None:
     watcher = shared.cluster()
     assert await watcher.total_connections() == 0
     await watcher.close()
+
+
+async def test_no_keys_are_shared_at_first(cluster: Cluster) -> None:
+    """A node then knows that it knows nothing."""
+    assert await cluster.shared_version() is None
+    assert await cluster.shared_access() is None
+
+
+async def test_keys_that_were_shared_last_are_known(cluster: Cluster) -> None:
+    """All of them are replaced together."""
+    key, revocation = an_api_key(1, projects=frozenset({"a"})), a_revocation(until=5)
+    first = AccessRecords("1", {key.id: key}, {revocation.about: revocation})
+    second = AccessRecords("2", {}, {})
+    for records in (first, second):
+        await cluster.share_access(records)
+        assert await cluster.shared_version() == records.version
+        assert await cluster.shared_access() == records

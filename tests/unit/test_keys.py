@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from routecast.core import keys as module
-from routecast.core.access import Principal, Scope
+from routecast.core.access import ANYONE, Principal, Scope
 from routecast.core.decision import HOUR, MINUTE
 from routecast.core.key_rows import key_row, pack_records, records_of, unpack_records
 from routecast.core.keys import (
@@ -137,6 +137,12 @@ def test_stream_of_a_key_ends_with_the_key() -> None:
         assert KeyTable(records(held)).is_revoked(accepted, NOW) is is_revoked
 
 
+def test_nobody_stays_without_a_credential() -> None:
+    """The first key turns authentication on, also for streams that are open."""
+    assert not KeyTable(records(a_revocation())).is_revoked(ANYONE, NOW)
+    assert KeyTable(records(replace(KEY, revoked=NOW))).is_revoked(ANYONE, NOW)
+
+
 def test_next_expiry_is_that_of_an_active_key() -> None:
     """Revoked keys have ended already, and others do not end."""
     keys = [an_api_key(n, expires=NOW + n) for n in range(4)]
@@ -162,9 +168,7 @@ def test_keys_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to do. Ended keys count: they are stored, too."""
     monkeypatch.setattr(module, "MAX_KEYS", 2)
     held = records(KEY, an_api_key(2, revoked=NOW))
-    with pytest.raises(
-        BadChange, match="there are 2 keys already: delete revoked"
-    ):
+    with pytest.raises(BadChange, match="there are 2 keys already: delete revoked"):
         add_key(held, an_api_key(3))
     with pytest.raises(BadChange, match="there are 2 keys already"):
         rotate_key(held, an_api_key(3), KEY.id, HOUR)
@@ -314,7 +318,7 @@ def test_stored_form_is_read_back() -> None:
 
 @pytest.mark.parametrize(
     "packed",
-    [b"", b"\xc0", b"\x93\xa1v\x90", pack_records(records(KEY))[:-4], b"\x93\xa1v\x91\x90\x90"],,
+    [b"", b"\xc0", b"\x93\xa1v\x90", pack_records(records(KEY))[:-4], b"\x93\xa1v\x91\x90\x90"],
 )
 def test_other_bytes_are_no_keys(packed: bytes) -> None:
     """Any program may have written them."""

@@ -11,7 +11,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Final, NamedTuple
 
-from routecast.core.access import ALL_PROJECTS, Principal, Scope
+from routecast.core.access import ALL_PROJECTS, ANYONE, Principal, Scope
 from routecast.core.claims import MAX_SUBJECT, MAX_TOKEN_ID, MAX_TOKEN_PROJECTS
 from routecast.core.texts import check_text, spelling
 from routecast.core.times import SECOND
@@ -345,7 +345,12 @@ class KeyTable:
         return principal
 
     def is_revoked(self, principal: Principal, now: int) -> bool:
-        """Whether a credential that was accepted is refused at a moment (microseconds)."""
+        """Whether a credential that was accepted is refused at a moment (microseconds).
+
+        `ANYONE`, who came in without one, is refused as soon as there is a key.
+        """
+        if principal == ANYONE:
+            return bool(self._keys)
         if principal.is_key:
             key = self._keys.get(principal.credential)
             return key is None or key.state(now) is not KeyState.ACTIVE
