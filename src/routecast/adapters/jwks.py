@@ -101,21 +101,22 @@ class _Download:
 
     def __init__(self, url: str, local: bool) -> None:
         self._url = url
-        self._opener = build_opener(
-            # A proxy of the environment cannot reach this machine's own addresses.
-            ProxyHandler({} if local else None),
-            _WatchedHTTP(self),
-            _WatchedHTTPS(self),
-            _SameHost(),
-        )
+        self._local = local
         self.aborted = False
         self.socket: socket.socket | None = None
 
     def run(self) -> list[TokenKey]:
         """Return the keys. Raises _BadAnswer."""
+        opener = build_opener(
+            # A proxy of the environment cannot reach this machine's own addresses.
+            ProxyHandler({} if self._local else None),
+            _WatchedHTTP(self),
+            _WatchedHTTPS(self),
+            _SameHost(),
+        )
         request = Request(self._url, headers={"Accept": "application/json"})  # noqa: S310  # -- checked
         try:
-            with self._opener.open(request, timeout=JWKS_SECONDS) as answer:
+            with opener.open(request, timeout=JWKS_SECONDS) as answer:
                 if answer.status != 200:
                     raise _BadAnswer(f"the answer has the status {answer.status}")
                 body: bytes = answer.read(MAX_JWKS_BYTES + 1)

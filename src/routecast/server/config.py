@@ -266,7 +266,7 @@ class Settings(BaseSettings):
     def require_safe_at(self, place: str, remedy: str) -> None:
         """Raise BadSettings if a place that other machines can reach needs authentication.
 
-        API keys do not count: they are in the database, where the last one may be revoked while the
+        API keys do not count: they are in the database, where the last one may be deleted while the
         server runs.
         """
         if not self.insecure and not self.takes_tokens:
