@@ -125,3 +125,10 @@ class Instruments:
             "redis_up",
             "1 while Redis does all that the node needs, 0 while it does not; NaN without Redis.",
         )
+
+
+def total_of(metric: Counter | Gauge | Histogram, suffix: str = "_total") -> float:
+    """Return the value of a metric, summed over its labels; of a histogram, of one `suffix`."""
+    samples = [sample for family in metric.collect() for sample in family.samples]
+    plain = isinstance(metric, Gauge)
+    return sum(each.value for each in samples if plain or each.name.endswith(suffix))

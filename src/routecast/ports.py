@@ -59,6 +59,20 @@ class Connection(Protocol):
         """The address of its client, by which rendering time is counted."""
         ...
 
+    @property
+    def agent(self) -> str:
+        """What its client calls itself (`User-Agent`); "" if it does not say."""
+        ...
+
+    @property
+    def unsent(self) -> int:
+        """The bytes that were sent, and that the client's system has not received."""
+        ...
+
+    def pong(self) -> "PongReport | None":
+        """Return when the client last answered a ping; None if it is not known."""
+        ...
+
     def new_batch(self) -> "Batch":
         """Return an empty batch for connections of this type."""
         ...
@@ -96,6 +110,13 @@ class Connection(Protocol):
         `peers.Peer.close` is called when it is closed.
         """
         ...
+
+
+class PongReport(NamedTuple):
+    """The last answer to a ping: seconds since then, and the milliseconds that it took."""
+
+    age: float
+    round_trip_ms: int
 
 
 class Batch(Protocol):
@@ -555,10 +576,10 @@ class Cluster(Protocol):
         """
         ...
 
-    async def report_connections(self, connections: int) -> None:
+    async def report_connections(self, connections: int, summary: bytes = b"") -> None:
         """Report the number of this node's streams; call it again within PRESENCE_SECONDS.
 
-        Raises Unavailable.
+        `summary` is what the node tells others about itself, as UTF-8. Raises Unavailable.
         """
         ...
 
@@ -581,6 +602,13 @@ class Cluster(Protocol):
         """Return the keys and revocations that were given last; None if there are none.
 
         Raises Unavailable, also if they are unreadable.
+        """
+        ...
+
+    async def summaries(self) -> list[bytes]:
+        """Return the summaries of all nodes whose report is valid, in any order.
+
+        Nodes without one are left out. Raises Unavailable.
         """
         ...
 

@@ -220,7 +220,7 @@ class Source(StrEnum):
 class CloseCode(IntEnum):
     """WebSocket close codes (RFC 6455, 7.4). `retry.py` says what a client does after each.
 
-    This server does not send POLICY, FULL and FORBIDDEN.
+    This server does not send POLICY and FULL.
     """
 
     DONE = 1000
@@ -252,6 +252,10 @@ V1: Final = "routecast.v1"
 V1_JSON: Final = "routecast.v1.json"  # text messages
 V1_MSGPACK: Final = "routecast.v1.msgpack"  # binary ones, of the same shape
 SUBPROTOCOLS: Final = (V1_JSON, V1_MSGPACK)
+# How lists of connections name streams without a subprotocol.
+DEFAULT_STREAM: Final = "default"
+SSE: Final = "sse"
+STREAM_PROTOCOLS: Final = (DEFAULT_STREAM, *SUBPROTOCOLS, SSE)
 
 # Limits of one connection, which `hello` reports.
 MAX_SUBSCRIPTIONS: Final = 16
@@ -498,3 +502,132 @@ class HealthReport(msgspec.Struct, frozen=True):
     database_wal_bytes: int | UnsetType = UNSET
     services: dict[str, ServiceState] = {}
     degraded: list[str] | UnsetType = UNSET
+
+
+# -- the operator's view ------------------------------------------------------------------------
+
+# Connections on one page; the default and the maximum.
+DEFAULT_PAGE: Final = 100
+MAX_PAGE: Final = 1_000
+ConnectionOrder = Literal["start", "bytes", "lag"]
+
+
+class FollowedView(msgspec.Struct, frozen=True):
+    """A subscription of a connection; `interval` is in seconds.
+
+    `id` is "" for the default stream and server-sent events. `lag` is the number of positions from
+    the one that the client acknowledged to the newest one meant for it; None if it never did.
+    """
+
+    id: str
+    fields: list[str]
+    filter: dict[str, list[str]]
+    window: str
+    interval: float
+    lag: int | None
+
+
+class OpenConnection(msgspec.Struct, frozen=True, kw_only=True):
+    """An open stream, as an operator sees it. Times are RFC 3339; ages are in seconds.
+
+    `subject`, `credential` and `expires` are those of the client's credential, if authentication
+    is on. `messages` and their `bytes`, before compression, are those with documents and histories.
+    `merged` counts messages that were skipped because the socket was full. `lag` is the largest of
+    its `subscriptions`. `unsent` are bytes that its system has not received.
+    """
+
+    id: str
+    subject: str
+    credential: str | None
+    expires: str | None
+    address: str
+    client: str
+    protocol: str
+    started: str
+    subscriptions: list[FollowedView]
+    histories: int
+    messages: int
+    bytes: int
+    merged: int
+    lag: int | None
+    pong_age: float | None
+    round_trip_ms: int | None
+    unsent: int
+
+
+class ClosedConnection(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream that was closed with a code; `reason` is the meaning of the code in words."""
+
+    id: str
+    subject: str
+    credential: str | None
+    address: str
+    client: str
+    protocol: str
+    started: str
+    ended: str
+    code: int
+    reason: str
+    messages: int
+    bytes: int
+    merged: int
+
+
+class OpenConnections(msgspec.Struct, frozen=True):
+    """A page of a node's open connections; `total` is their number on all pages.
+
+    `next` is the parameter `after` of the next page, None on the last one.
+    """
+
+    node: str
+    total: int
+    next: str | None
+    connections: list[OpenConnection]
+
+
+class ClosedConnections(msgspec.Struct, frozen=True):
+    """A page of the connections that a node closed last, the newest first."""
+
+    node: str
+    total: int
+    next: str | None
+    connections: list[ClosedConnection]
+
+
+class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node did until the time `at`.
+
+    Counts and `cpu_seconds` are since its start, so that two summaries give a rate. Numbers that
+    are not known are None.
+    """
+
+    node: str
+    host: str
+    pid: int
+    version: str
+    role: str
+    started: str
+    at: str
+    connections: int
+    closed: int
+    messages: int
+    bytes: int
+    merged: int
+    position: Position | None
+    queue: int
+    commits: int
+    commit_seconds: float
+    bus_lag_seconds: float | None
+    cpu_seconds: float
+    memory_bytes: int | None
+
+
+class NodeSummaries(msgspec.Struct, frozen=True):
+    """All nodes of a cluster; `node` is the one that answers.
+
+    `missing` says why other nodes are not known now; None if all are.
+    """
+
+    node: str
+    nodes: list[NodeSummary]
+    missing: str | None = None

@@ -22,7 +22,7 @@ from routecast.core.view import View, ViewSubscription
 from routecast.edge.asgi_connection import AsgiBatch
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import Batch, Reading
+from routecast.ports import Batch, PongReport, Reading
 from routecast.protocol import CloseCode, Position, Source
 from routecast.services.metrics_reader import MetricsReader
 from routecast.services.renders import Renders
@@ -49,6 +49,8 @@ class FakeConnection:
 
     def __init__(self, client: str = CLIENT) -> None:
         self.client = client
+        self.agent = "test"
+        self.unsent = 0
         self.is_open = True
         self.sent: list[Payload] = []
         self.prepared: list[Payload] = []
@@ -92,6 +94,9 @@ class FakeConnection:
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         self.stopped, self.return_ms = code, return_ms
+
+    def pong(self) -> PongReport | None:
+        return None
 
     def drain(self) -> None:
         """Accept payloads from now on, and catch up."""

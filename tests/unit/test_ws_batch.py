@@ -25,6 +25,7 @@ from routecast.edge.ws.batch import (
     keep_context,
     share,
 )
+from routecast.ports import PongReport
 from routecast.protocol import Position, SnapshotOut, Source
 
 CLIENTS = 20
@@ -33,7 +34,7 @@ CLIENTS = 20
 class Connection:
     """One end of a socket pair (`batch.BatchedConnection`), and a client that reads the other."""
 
-    kind, client = "WebSocket", "192.0.2.1"
+    kind, client, agent, unsent = "WebSocket", "192.0.2.1", "", 0
 
     def __init__(self, stack: ExitStack, compression: Compression) -> None:
         self.ours, self._theirs = (stack.enter_context(each) for each in socket.socketpair())
@@ -71,6 +72,9 @@ class Connection:
 
     def send_rest(self, data: bytes, sent: int) -> None:
         raise AssertionError("the socket is large enough")
+
+    def pong(self) -> PongReport | None:
+        raise NotImplementedError
 
     def prepare(self, payload: Payload) -> None:
         raise NotImplementedError

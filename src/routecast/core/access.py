@@ -89,6 +89,9 @@ SCOPE_OF_ROUTE: Final[Mapping[tuple[str, str], Scope | None]] = {
     ("OPTIONS", "/ws/metrics"): Scope.READ,
     ("GET", "/sse/metrics"): Scope.READ,
     ("POST", "/v1/decisions"): Scope.WRITE,
+    ("GET", "/v1/admin/connections"): Scope.ADMIN,
+    ("DELETE", "/v1/admin/connections/{identity}"): Scope.ADMIN,
+    ("GET", "/v1/admin/nodes"): Scope.ADMIN,
 }
 
 # The projects that a client is limited to; None for all projects.

@@ -115,6 +115,7 @@ class V1Session:
         "_count",
         "_interval",
         "_since",
+        "acked",
         "encoding",
         "ids",
         "principal",
@@ -124,6 +125,8 @@ class V1Session:
         self.encoding = encoding
         self.principal = principal
         self.ids: dict[str, int] = {}  # the bytes of each request, by id
+        # The last seq that the client has acknowledged, by id; None before the first.
+        self.acked: dict[str, int] | None = None
         self._interval = interval
         self._count = 0  # messages in the minute that began at `_since`
         self._since = 0.0
@@ -166,12 +169,16 @@ class V1Session:
             case Unsubscribe(id=identity):
                 if identity not in self.ids:
                     return _unknown(request)
-                del self.ids[identity]
+                self.release(identity)
                 return StopSubscription(identity)
             case HistoryMessage():
                 return self._query_history(request, size)
-            case Ack(id=identity):
-                return None if identity in self.ids else _unknown(request)
+            case Ack(id=identity, seq=seq):
+                if identity not in self.ids:
+                    return _unknown(request)
+                self.acked = self.acked or {}
+                self.acked[identity] = seq
+                return None
             case Ping(id=identity):
                 return Pong(identity)
             case Refresh(token=token) if self.principal is not ANYONE:
@@ -219,6 +226,8 @@ class V1Session:
     def release(self, identity: str) -> None:
         """Free an id, after its last message."""
         self.ids.pop(identity, None)
+        if self.acked is not None:
+            self.acked.pop(identity, None)
 
     def _refuse(self, message: str | bytes, error: Exception) -> V1Outcome:
         """Name the invalid field; count a message that is not part of the protocol."""

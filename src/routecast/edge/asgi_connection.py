@@ -9,7 +9,7 @@ from typing import Final
 from routecast.core.payload import Payload
 from routecast.core.rotation import rotated
 from routecast.instruments import Instruments
-from routecast.ports import Batch, Connection
+from routecast.ports import Batch, Connection, PongReport
 from routecast.protocol import CloseCode, close_reason
 from routecast.streaming.connections import ABNORMAL_CLOSURE
 from routecast.streaming.peers import Peer
@@ -32,15 +32,17 @@ class AsgiConnection:
         "_out",
         "_stop",
         "_wake",
+        "agent",
         "client",
         "kind",
         "peer",
         "reason",
     )
 
-    def __init__(self, kind: str, client: str, *, binary: bool = False) -> None:
+    def __init__(self, kind: str, client: str, *, agent: str = "", binary: bool = False) -> None:
         self.kind = kind
         self.client = client
+        self.agent = agent
         self.peer: Peer | None = None
         self.reason = ""  # why it is stopped, for a close frame
         self._binary = binary
@@ -74,6 +76,13 @@ class AsgiConnection:
     def has_room(self) -> bool:
         self._behind = self._behind or self._is_taken
         return not self._is_taken
+
+    @property
+    def unsent(self) -> int:
+        return sum(len(payload.body) for payload in self._out)
+
+    def pong(self) -> PongReport | None:
+        return None  # only the ASGI server knows
 
     def receive(self, message: str | bytes) -> None:
         """Pass a message of the client to the peer."""

@@ -1,7 +1,7 @@
 """Checks of a request's header fields, for the fast path and for ASGI."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -15,6 +15,10 @@ _HOST_FIELD: Final = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+(?:%[\w.~-]+)?\]|[\w.~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?"
 )
 MAX_HOST_BYTES: Final = 300
+# What a client calls itself is kept for each stream, in at most this number of characters. Most
+# clients have the same texts, so the last ones are shared.
+MAX_AGENT: Final = 200
+REMEMBERED_AGENTS: Final = 1_024
 
 
 def read_fields(headers: Sequence[tuple[bytes, bytes]], version: str) -> dict[bytes, bytes]:
@@ -47,3 +51,19 @@ def _check_once(headers: Sequence[tuple[bytes, bytes]]) -> None:
 @lru_cache(256)
 def _is_host(host: bytes) -> bool:
     return _HOST_FIELD.fullmatch(host) is not None
+
+
+def read_agent(text: str | None) -> str:
+    """Return a `User-Agent` as it is kept for a stream; "" for None."""
+    return _shared((text or "")[:MAX_AGENT])
+
+
+def read_agent_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the `User-Agent` among the headers of an ASGI scope."""
+    return read_agent(next((v.decode("latin-1") for n, v in headers if n == b"user-agent"), None))
+
+
+@lru_cache(REMEMBERED_AGENTS)
+def _shared(text: str) -> str:
+    """Return the object that was returned for an equal text before."""
+    return text

@@ -19,8 +19,11 @@ from routecast.protocol import (
     MAX_TOKENS,
     MIN_INTERVAL,
     WINDOWS,
+    ClosedConnections,
     DecisionIn,
     HealthReport,
+    NodeSummaries,
+    OpenConnections,
     Problem,
     Receipt,
 )
@@ -92,7 +95,10 @@ METRICS_RESPONSES: Final = {
 
 def describe(schema: dict[str, Any]) -> None:
     """Add `POST /v1/decisions`, and the answers of all routes, to an OpenAPI schema."""
-    models = (DecisionIn, Receipt, Problem, HealthReport)
+    models = (
+        *(DecisionIn, Receipt, Problem, HealthReport),
+        *(OpenConnections, ClosedConnections, NodeSummaries),
+    )
     (decision, receipt, *_), components = msgspec.json.schema_components(
         models, ref_template="#/components/schemas/{name}"
     )

@@ -19,6 +19,7 @@ from routecast.edge.access import principal_of
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
 from routecast.edge.head_method import is_head
+from routecast.edge.header_fields import read_agent_of
 from routecast.edge.problem import respond_error
 from routecast.errors import RoutecastError
 from routecast.instruments import Instruments
@@ -69,7 +70,7 @@ class MetricsEvents:
         async def send_event(payload: Payload) -> None:
             await write(event(payload))
 
-        connection = AsgiConnection("SSE", address)
+        connection = AsgiConnection("SSE", address, agent=read_agent_of(scope["headers"]))
         try:
             await send(start)
             await write(b"retry: %d\n\n" % random.choice(_RETRY))

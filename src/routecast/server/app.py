@@ -43,6 +43,7 @@ from routecast.edge.http.decisions import DECISIONS, Decisions
 from routecast.edge.http.docs import docs_router
 from routecast.edge.http.history import history_router
 from routecast.edge.http.metrics import metrics_router
+from routecast.edge.http.operator import operator_router
 from routecast.edge.http.ops import ops_router, page_router
 from routecast.edge.openapi import describe
 from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
@@ -74,6 +75,7 @@ from routecast.services.key_refresh import KEY_SERVICE, KeyRefresh
 from routecast.services.key_ring import KeyRing
 from routecast.services.live_state import LiveState
 from routecast.services.metrics_reader import MetricsReader
+from routecast.services.node_summary import NodeReporter
 from routecast.services.position_poller import PositionPoller
 from routecast.services.presence import ClusterPresence
 from routecast.services.renders import Renders
@@ -87,6 +89,7 @@ from routecast.streaming.connections import ConnectionManager
 from routecast.streaming.heartbeat import Heartbeat
 from routecast.streaming.history_limits import HistoryLimits
 from routecast.streaming.history_subscriptions import HistorySubscriptions
+from routecast.streaming.operator_view import OperatorView
 from routecast.streaming.peers import Peers
 from routecast.streaming.principals import StreamPrincipals
 from routecast.urls import masked, split_url
@@ -348,8 +351,18 @@ class Services:
         self.history = HistoryService(
             engines.store, self.live.current, self.live.changes, engines.clock
         )
-        self.manager = ConnectionManager(self.instruments, settings.max_connections)
-        self.presence = ClusterPresence(engines.cluster, lambda: self.manager.active)
+        self.manager = ConnectionManager(
+            self.instruments, settings.max_connections, engines.clock.now
+        )
+        self.reporter = NodeReporter(
+            *(engines.cluster, self.instruments, engines.clock, lambda: self.live.position),
+            version=VERSION,
+            role=settings.role,
+        )
+        self.operator_view = OperatorView(self.manager, self.slices, self.reporter.name)
+        self.presence = ClusterPresence(
+            engines.cluster, lambda: self.manager.active, self.reporter.encoded
+        )
         self.access = Access(self.authenticator)
         self.sites = Sites(
             settings.allowed_origins, settings.allowed_hosts, lambda: self.access.required
@@ -652,6 +665,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.include_router(metrics_router(services.renders.encoded_document))
     app.include_router(history_router(services.history.answer, services.history_limits))
     app.include_router(ops_router(services.health, services.check, services.instruments))
+    app.include_router(operator_router(services.operator_view, services.reporter.all, sites))
     app.include_router(asyncapi_router(VERSION))
     app.include_router(docs_router(lambda: app.openapi()))
     app.include_router(page_router(settings.notice))

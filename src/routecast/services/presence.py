@@ -12,11 +12,17 @@ REPORT_SECONDS: Final = 1.0
 
 
 class ClusterPresence:
-    """Reports this node's number of streams, and reads that of all nodes. Run `run` as a task."""
+    """Reports this node's number of streams, and reads that of all nodes. Run `run` as a task.
 
-    def __init__(self, cluster: Cluster, ours: Callable[[], int]) -> None:
+    `summary` returns what other nodes can read about this one.
+    """
+
+    def __init__(
+        self, cluster: Cluster, ours: Callable[[], int], summary: Callable[[], bytes]
+    ) -> None:
         self._cluster = cluster
         self._ours = ours
+        self._summary = summary
         self._others = 0
         self.failing: str | None = None  # why other nodes' streams are not counted
 
@@ -33,7 +39,7 @@ class ClusterPresence:
         while True:
             ours = self._ours()
             try:
-                await self._cluster.report_connections(ours)
+                await self._cluster.report_connections(ours, self._summary())
                 self._others = await self._cluster.total_connections() - ours
                 self.failing = None
             except Unavailable as error:

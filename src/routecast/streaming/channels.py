@@ -33,6 +33,7 @@ from routecast.streaming.delivery import (
     phase_of,
     quantum_of,
 )
+from routecast.streaming.sent_counts import NOTHING, one_message
 
 # At most this number of members is served before other tasks get a turn on the event loop.
 BATCH_SIZE: Final = 500
@@ -46,7 +47,7 @@ MAX_COALESCED: Final = 10_000
 class ChannelSubscription:
     """One subscription of one connection: a member of a channel (`delivery.Receiver`)."""
 
-    __slots__ = ("cohort", "connection", "encoding", "identity", "resumed")
+    __slots__ = ("_before", "cohort", "connection", "encoding", "identity", "merged", "resumed")
 
     def __init__(
         self, connection: Connection, encoding: Encoding | None = None, identity: str = ""
@@ -56,6 +57,9 @@ class ChannelSubscription:
         self.identity = identity
         self.cohort: Cohort | None = None  # while it is a member
         self.resumed: Version | None = None  # what its client already had when it joined
+        # What it was sent, less what its cohort counts for it; see `sent`.
+        self._before = NOTHING
+        self.merged = 0  # messages skipped because the socket was full
 
     @property
     def channel(self) -> "Channel | None":
@@ -67,6 +71,47 @@ class ChannelSubscription:
         """The version that it was sent last; None before the first."""
         return self.cohort.base if self.cohort is not None else None
 
+    @property
+    def sent(self) -> complex:
+        """What it was sent (`sent_counts.py`). It is computed when someone looks."""
+        return self._before if self.cohort is None else self._before + self.cohort.sent
+
+    @property
+    def newest(self) -> Version | None:
+        """The newest version that is meant for it; None before the first.
+
+        This is the one that it was sent, while later ones do not differ from that.
+        """
+        if self.cohort is None:
+            return None
+        base, version = self.cohort.base, self.cohort.channel.version
+        if base is None or version is None:
+            return base or version
+        return version if version.differs(base) else base
+
+    def enter(self, cohort: "Cohort") -> None:
+        """Record that it is a member of a cohort from now on."""
+        self.cohort = cohort
+        self._before -= cohort.sent
+
+    def exit(self) -> None:
+        """Record that it is not a member any more."""
+        assert self.cohort is not None
+        self._before += self.cohort.sent
+        self.cohort = None
+
+    def count(self, payload: Payload, *, is_sent: bool) -> None:
+        """Count a message to this member alone."""
+        if is_sent:
+            self._before += one_message(payload)
+        else:
+            self.merged += 1
+
+    def skip(self, message: complex) -> None:
+        """Take back a message that its cohort was sent, because this member's socket was full."""
+        self._before -= message
+        self.merged += 1
+
 
 _CohortKey = tuple[type[Connection], Version | None, Encoding | None, str]
 
@@ -74,13 +119,24 @@ _CohortKey = tuple[type[Connection], Version | None, Encoding | None, str]
 class Cohort:
     """Members that were last sent the same version: one payload is right for all of them."""
 
-    __slots__ = ("base", "batch", "channel", "encoding", "identity", "kind", "members", "sent_at")
+    __slots__ = (
+        "base",
+        "batch",
+        "channel",
+        "encoding",
+        "identity",
+        "kind",
+        "members",
+        "sent",
+        "sent_at",
+    )
 
     def __init__(self, channel: "Channel", key: _CohortKey, batch: Batch, now: float) -> None:
         self.channel = channel
         self.kind, self.base, self.encoding, self.identity = key
         self.batch = batch
         self.sent_at = now  # about when its members were sent the base
+        self.sent = NOTHING  # what it was sent as a whole
         self.members: dict[Connection, ChannelSubscription] = {}
 
     @property
@@ -91,12 +147,19 @@ class Cohort:
     def add(self, member: ChannelSubscription) -> None:
         self.members[member.connection] = member
         self.batch.add(member.connection)
-        member.cohort = self
+        member.enter(self)
 
     def remove(self, member: ChannelSubscription) -> None:
         del self.members[member.connection]
         self.batch.remove(member.connection)
-        member.cohort = None
+        member.exit()
+
+    def count(self, payload: Payload, skipped: Iterable[Connection]) -> None:
+        """Count a message to all members but those that were skipped."""
+        message = one_message(payload)
+        self.sent += message
+        for connection in skipped:
+            self.members[connection].skip(message)
 
     def has_room_for(self, count: int) -> bool:
         return len(self.members) + count <= self.channel.batch_size
@@ -433,6 +496,7 @@ class Channels:
     def _send(self, member: ChannelSubscription, payload: Payload, version: Version | None) -> bool:
         """Send a message that leads one member to a version; return False if its socket is full."""
         is_sent = self._manager.send_personal(payload, member.connection)
+        member.count(payload, is_sent=is_sent)
         channel, now = member.channel, self._timers.now()
         if is_sent and channel is not None:
             channel.place(member, version, now)
@@ -624,6 +688,7 @@ class Channels:
                 continue
             needed = True
             base, skipped = cohort.base, self._manager.broadcast(payload, cohort.batch)
+            cohort.count(payload, skipped)
             cohort.base, cohort.sent_at = version, self._timers.now()
             if delivery.has_bases:
                 base = delivery.base_of_skipped(base)

@@ -6,11 +6,18 @@ It knows nothing about views: `channels.py` decides when to send, and what.
 import asyncio
 import logging
 import random
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, ItemsView, Iterator, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
+import msgspec
+
+from routecast.core.access import Principal
+from routecast.core.connection_ids import new_id
 from routecast.core.payload import Payload
+from routecast.core.view import ViewSubscription
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Batch, Connection
@@ -34,16 +41,87 @@ CLOSE_BATCH: Final = 50
 RETURNS_PER_SECOND: Final = 1_000
 SHORTEST_SPREAD: Final = 2.0
 LONGEST_SPREAD: Final = 60.0
+# This number of closed connections is remembered, of about 250 bytes each.
+MAX_CLOSED: Final = 10_000
+
+
+class ClosedRecord(msgspec.Struct, frozen=True, gc=False):
+    """What is remembered of a closed connection; `ended` is in microseconds since 1970."""
+
+    identity: int
+    ended: int
+    code: int
+    is_expelled: bool  # by an operator
+    subject: str
+    credential: str
+    address: str
+    agent: str
+    protocol: str
+    sent: complex  # `sent_counts.py`
+    merged: int
+
+
+class InspectedPeer(Protocol):
+    """What a peer (`peers.py`) tells about its client."""
+
+    @property
+    def principal(self) -> Principal:
+        """Who its client is; ANYONE without a credential."""
+        ...
+
+    @property
+    def protocol(self) -> str:
+        """One of STREAM_PROTOCOLS."""
+        ...
+
+    @property
+    def sent(self) -> complex:
+        """What it was sent (`sent_counts.py`)."""
+        ...
+
+    @property
+    def merged(self) -> int:
+        """The number of messages that were skipped because the socket was full."""
+        ...
+
+    @property
+    def lag(self) -> int | None:
+        """The largest number of positions that a subscription is behind, if it is known."""
+        ...
+
+    @property
+    def histories(self) -> int:
+        """The number of histories that wait for an answer or are followed."""
+        ...
+
+    def followed(self) -> Iterator[tuple[str, ViewSubscription, int | None]]:
+        """Yield the id, the view and the lag of each subscription."""
+        ...
 
 
 class ConnectionManager:
-    """Keeps all open connections, counts what they are sent, and closes them at a stop."""
+    """Keeps all open connections, counts what they are sent, and closes them at a stop.
 
-    def __init__(self, instruments: Instruments, limit: int) -> None:
+    `now` returns microseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        instruments: Instruments,
+        limit: int,
+        now: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
         self._instruments = instruments
         self._limit = limit
-        # A dict takes a third of the memory of a set.
-        self._connections: dict[Connection, None] = {}
+        self._now = now
+        # The id of each, in the order in which they began. A dict takes a third of the memory of a
+        # set.
+        self._connections: dict[Connection, int] = {}
+        self._last_id = 0
+        self._expelled: set[Connection] = set()  # those that an operator closes
+        # The last ones that were closed, the newest at the end; and how many were closed in all.
+        self.closed: deque[ClosedRecord] = deque(maxlen=MAX_CLOSED)
+        self.closed_count = 0
         self._closing = False
         self._gone = asyncio.Event()
         instruments.connections.set_function(lambda: self.active)
@@ -63,23 +141,76 @@ class ConnectionManager:
         if self.active >= self._limit:
             raise Unavailable("too many connections", retry_after=random.randint(5, 15))
 
-    def connect(self, connection: Connection) -> bool:
+    def new_id(self) -> int:
+        """Return an id for a connection (`connection_ids.py`)."""
+        self._last_id = new_id(self._now(), self._last_id)
+        return self._last_id
+
+    def open_connections(self) -> ItemsView[Connection, int]:
+        """Return all open connections with their ids, in the order in which they began."""
+        return self._connections.items()
+
+    def connect(self, connection: Connection, identity: int | None = None) -> bool:
         """Register a connection; return False, and close it, if the server is stopping.
 
-        Call `disconnect` once it is closed, in both cases.
+        `identity` is its id, if its client was told one. Call `disconnect` once it is closed, in
+        both cases.
         """
-        self._connections[connection] = None
+        self._connections[connection] = self.new_id() if identity is None else identity
         self._instruments.opened.inc()
         log.info("%s connected. Total connections: %d", connection.kind, self.active)
         if self._closing:
             connection.stop(CloseCode.RESTART, self._return_ms())
         return not self._closing
 
-    def disconnect(self, connection: Connection, code: int) -> None:
-        """Remove a closed connection; does nothing if it is not registered."""
-        if connection not in self._connections:
+    def expel(self, identity: int, *, may_return: bool) -> bool:
+        """Close the connection with an id, for an operator; return False if there is none.
+
+        `may_return` tells the client to reconnect after a while; else it must not.
+        """
+        for connection, found in self._connections.items():
+            if found == identity:
+                self._expelled.add(connection)
+                if may_return:
+                    connection.stop(CloseCode.RESTART, self._return_ms())
+                else:
+                    connection.stop(CloseCode.FORBIDDEN)
+                return True
+        return False
+
+    def disconnect(
+        self,
+        connection: Connection,
+        code: int,
+        peer: InspectedPeer | None = None,
+    ) -> None:
+        """Remove a closed connection; does nothing if it is not registered.
+
+        What its peer tells is remembered.
+        """
+        identity = self._connections.pop(connection, None)
+        if identity is None:
             return
-        del self._connections[connection]
+        is_expelled = connection in self._expelled
+        self._expelled.discard(connection)
+        if peer is not None:
+            principal = peer.principal
+            self.closed_count += 1
+            self.closed.append(
+                ClosedRecord(
+                    identity=identity,
+                    ended=self._now(),
+                    code=int(code),
+                    is_expelled=is_expelled,
+                    subject=principal.subject,
+                    credential=principal.credential,
+                    address=connection.client,
+                    agent=connection.agent,
+                    protocol=peer.protocol,
+                    sent=peer.sent,
+                    merged=peer.merged,
+                )
+            )
         self._instruments.closed.labels(str(int(code)) if code in _COUNTED else "other").inc()
         if code in _NORMAL:
             log.info("Client disconnected normally")

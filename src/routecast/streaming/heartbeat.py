@@ -55,8 +55,14 @@ class Heartbeat:
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
+        # When the last pings were sent. The connections that were pinged then share this object.
+        self.pinged = timers.now()
         self._slots: list[_Slot] = []
         self._made = 0  # the number of slots made so far
+
+    def since(self, moment: float) -> float:
+        """Return the seconds since a moment, such as `pinged`."""
+        return self._timers.now() - moment
 
     def add(self, connection: PingedConnection) -> None:
         """Ping a connection from now on, the first time within PING_SECONDS."""
@@ -90,7 +96,7 @@ class Heartbeat:
             slot.timer.cancel()
 
     def _ping(self, slot: _Slot) -> None:
-        now = self._timers.now()
+        now = self.pinged = self._timers.now()
         slot.due = now + PING_SECONDS
         # `_check` sets a second timer, so that the event loop reads what has arrived before
         # `_judge`.

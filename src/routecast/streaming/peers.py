@@ -4,15 +4,16 @@ A connection carries bytes; its peer knows what they mean.
 """
 
 import asyncio
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from msgspec import UNSET
 
 from routecast.core.access import ANYONE, Principal, require_renewal
+from routecast.core.connection_ids import write_id
 from routecast.core.default_session import DefaultSession
 from routecast.core.message import Encoding, Message
+from routecast.core.payload import Payload
 from routecast.core.v1_session import (
     CloseConnection,
     QueryHistory,
@@ -26,11 +27,22 @@ from routecast.core.v1_session import (
 from routecast.core.view import ViewSubscription
 from routecast.errors import BadCredential, BadParameter, Forbidden, Unavailable
 from routecast.ports import Connection, Timers
-from routecast.protocol import CloseCode, Goodbye, Hello, ServerMessage, TokenExpiring
+from routecast.protocol import (
+    DEFAULT_STREAM,
+    SSE,
+    V1_JSON,
+    V1_MSGPACK,
+    CloseCode,
+    Goodbye,
+    Hello,
+    ServerMessage,
+    TokenExpiring,
+)
 from routecast.streaming.channels import Channels, ChannelSubscription
 from routecast.streaming.connections import ConnectionManager
 from routecast.streaming.history_subscriptions import HistorySubscription, HistorySubscriptions
 from routecast.streaming.principals import CredentialVerifier, StreamPrincipals
+from routecast.streaming.sent_counts import NOTHING, one_message
 
 
 class Peer(Protocol):
@@ -101,6 +113,10 @@ class Peers:
         if principal is not ANYONE and self.principals is not None:
             self.principals.add(connection, peer, principal)
         return peer
+
+    def principal_of(self, connection: Connection) -> Principal:
+        """Return whose connection it is; ANYONE if its client has no credential."""
+        return ANYONE if self.principals is None else self.principals.of(connection)
 
     def forget(self, connection: Connection) -> None:
         """Forget whose connection it was, which has ended."""
@@ -185,8 +201,29 @@ class DefaultPeer(ChannelSubscription):
 
     def close(self, code: int) -> None:
         self._peers.channels.leave(self)
+        self._peers.manager.disconnect(self.connection, code, self)
         self._peers.forget(self.connection)
-        self._peers.manager.disconnect(self.connection, code)
+
+    # -- for the operator's view (`connections.InspectedPeer`) ----------------------------------
+
+    @property
+    def principal(self) -> Principal:
+        return self._peers.principal_of(self.connection)
+
+    @property
+    def protocol(self) -> str:
+        return SSE if self.connection.kind == "SSE" else DEFAULT_STREAM
+
+    @property
+    def lag(self) -> int | None:
+        return None  # its client does not tell how far it has read
+
+    @property
+    def histories(self) -> int:
+        return 0
+
+    def followed(self) -> Iterator[tuple[str, ViewSubscription, int | None]]:
+        yield "", self._subscription, None
 
 
 class V1Peer:
@@ -200,8 +237,10 @@ class V1Peer:
         "_flushed",
         "_histories",
         "_members",
+        "_merged",
         "_peers",
         "_pending",
+        "_sent",
         "_session",
         "answering",
     )
@@ -216,12 +255,18 @@ class V1Peer:
         # Answers that wait for room, at most one of each history.
         self._pending: list[tuple[Message, HistorySubscription]] = []
         self._flushed: asyncio.Event | None = None  # made when an answer has to wait
+        # What it was sent beside its present subscriptions: histories, and subscriptions that have
+        # ended.
+        self._sent = NOTHING
+        self._merged = 0
         self.answering = asyncio.Lock()
 
     def start(self) -> None:
-        hello = Hello(connection=secrets.token_hex(8), epoch=self._peers.channels.epoch() or UNSET)
+        identity = self._peers.manager.new_id()
+        epoch = self._peers.channels.epoch() or UNSET
+        hello = Hello(connection=write_id(identity), epoch=epoch)
         self._reply(hello)
-        self._peers.manager.connect(self._connection)
+        self._peers.manager.connect(self._connection, identity)
 
     def receive(self, message: str | bytes) -> None:
         outcome = self._session.receive(message, self._peers.timers.now())
@@ -282,12 +327,15 @@ class V1Peer:
             self._leave(identity)
         self._pending.clear()
         self._set_flushed()
+        self._peers.manager.disconnect(self._connection, code, self)
         self._peers.forget(self._connection)
-        self._peers.manager.disconnect(self._connection, code)
 
     def _leave(self, identity: str) -> None:
         if identity in self._members:
-            self._peers.channels.leave(self._members.pop(identity))
+            member = self._members.pop(identity)
+            self._peers.channels.leave(member)
+            self._sent += member.sent
+            self._merged += member.merged
         else:
             self._peers.histories.unsubscribe(self._histories.pop(identity))
 
@@ -329,7 +377,11 @@ class V1Peer:
             self._peers.channels.flush_now(member)
 
     def _send(self, message: Message, history: HistorySubscription) -> bool:
-        return self._peers.manager.send_personal(message.for_id(history.identity), self._connection)
+        payload: Payload = message.for_id(history.identity)
+        is_sent = self._peers.manager.send_personal(payload, self._connection)
+        if is_sent:
+            self._sent += one_message(payload)
+        return is_sent
 
     async def flushed(self) -> None:
         if self._flushed is not None:
@@ -346,3 +398,44 @@ class V1Peer:
         self._session.release(identity)
         if error is not None:
             self._reply(refusal(identity, error))
+
+    # -- for the operator's view (`connections.InspectedPeer`) ----------------------------------
+
+    @property
+    def principal(self) -> Principal:
+        return self._peers.principal_of(self._connection)
+
+    @property
+    def protocol(self) -> str:
+        return V1_MSGPACK if self._session.encoding.binary else V1_JSON
+
+    @property
+    def sent(self) -> complex:
+        return self._sent + sum(member.sent for member in self._members.values())
+
+    @property
+    def merged(self) -> int:
+        return self._merged + sum(member.merged for member in self._members.values())
+
+    @property
+    def lag(self) -> int | None:
+        if self._session.acked is None:
+            return None
+        lags = [self._lag_of(identity) for identity in self._members]
+        return max((lag for lag in lags if lag is not None), default=None)
+
+    @property
+    def histories(self) -> int:
+        return len(self._histories)
+
+    def followed(self) -> Iterator[tuple[str, ViewSubscription, int | None]]:
+        for identity, member in self._members.items():
+            if member.channel is not None:
+                yield identity, member.channel.subscription, self._lag_of(identity)
+
+    def _lag_of(self, identity: str) -> int | None:
+        """Return how many positions a subscription is behind; None if it is not known."""
+        acked, newest = (self._session.acked or {}).get(identity), self._members[identity].newest
+        if acked is None or newest is None or newest.state is None:
+            return None
+        return max(0, newest.state.position.seq - acked)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from routecast.core.access import Principal
+from routecast.core.access import ANYONE, Principal
 from routecast.core.decision import SECOND
 from routecast.ports import Clock, Connection, Timer, Timers
 from routecast.protocol import CloseCode
@@ -74,6 +74,11 @@ class StreamPrincipals:
 
     def __contains__(self, connection: Connection) -> bool:
         return connection in self._streams
+
+    def of(self, connection: Connection) -> Principal:
+        """Return the principal of a stream; ANYONE if it has no credential."""
+        stream = self._streams.get(connection)
+        return ANYONE if stream is None else stream.principal
 
     def add(self, connection: Connection, peer: ExpiringPeer, principal: Principal) -> None:
         """Close a stream when the credential of its principal ends."""

@@ -17,6 +17,7 @@ class MemoryCluster:
         self._claimed: dict[str, float] = {}  # the end of each claim, by work
         self._connections = 0
         self._access: AccessRecords | None = None
+        self._summary = b""
 
     async def claim(self, work: str, seconds: float) -> bool:
         now = self._monotonic()
@@ -25,8 +26,8 @@ class MemoryCluster:
         self._claimed[work] = now + seconds
         return True
 
-    async def report_connections(self, connections: int) -> None:
-        self._connections = connections
+    async def report_connections(self, connections: int, summary: bytes = b"") -> None:
+        self._connections, self._summary = connections, summary
 
     async def total_connections(self) -> int:
         return self._connections
@@ -40,5 +41,8 @@ class MemoryCluster:
     async def shared_access(self) -> AccessRecords | None:
         return self._access
 
+    async def summaries(self) -> list[bytes]:
+        return [self._summary] if self._summary else []
+
     async def close(self) -> None:
-        self._connections = 0
+        self._connections, self._summary = 0, b""

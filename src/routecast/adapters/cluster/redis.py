@@ -2,10 +2,17 @@
 
 import asyncio
 import secrets
+from collections.abc import Awaitable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
-from routecast.adapters.redis_client import MAX_CHARACTERS_SHOWN, RedisLink, is_done
+from routecast.adapters.redis_client import (
+    MAX_CHARACTERS_SHOWN,
+    RedisClient,
+    RedisLink,
+    is_done,
+)
 from routecast.core.key_rows import pack_records, unpack_records
 from routecast.core.keys import AccessRecords
 from routecast.errors import Unavailable
@@ -16,12 +23,19 @@ _CLAIM: Final = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
 return 0
 """
-# A hash has for each node the time at which its report expires, and its number of streams. The
-# time is Redis's own, so that the clocks of nodes do not matter.
+# A hash has for each node the time at which its report expires, and its number of streams; another
+# one has that time and its summary. The time is Redis's own, so that the clocks of nodes do not
+# matter.
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)"
 _REPORT: Final = f"""{_NOW}
-redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f %d', now + ARGV[3], ARGV[2]))
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+local ends = string.format('%.0f ', now + ARGV[3])
+redis.call('HSET', KEYS[1], ARGV[1], ends .. string.format('%d', ARGV[2]))
+redis.call('HSET', KEYS[2], ARGV[1], ends .. ARGV[4])
+for i = 1, 2 do
+  if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[3]) then
+    redis.call('PEXPIRE', KEYS[i], ARGV[3])
+  end
+end
 return 1
 """
 _TOTAL: Final = f"""{_NOW}
@@ -34,6 +48,16 @@ for i = 1, #counts, 2 do
 end
 return {{'streams', sum}}
 """
+_SUMMARIES: Final = f"""{_NOW}
+local found = {{'summaries'}}
+local reports = redis.call('HGETALL', KEYS[1])
+for i = 1, #reports, 2 do
+  local ends, summary = reports[i + 1]:match('^(%d+) (.*)$')
+  if tonumber(ends) <= now then redis.call('HDEL', KEYS[1], reports[i])
+  elseif summary ~= '' then found[#found + 1] = summary end
+end
+return found
+"""
 
 
 class RedisCluster:
@@ -44,6 +68,7 @@ class RedisCluster:
         self._node = secrets.token_hex(8)
         self._counts = link.key("census")
         self._access = link.key("access")
+        self._summaries = link.key("summaries")
         self._milliseconds = round(presence_seconds * 1000)
         self._has_reported = False
 
@@ -52,10 +77,10 @@ class RedisCluster:
         args = (self._node, milliseconds)
         return await self._link.call(lambda redis: redis.eval(_CLAIM, 1, key, *args), is_done)
 
-    async def report_connections(self, connections: int) -> None:
+    async def report_connections(self, connections: int, summary: bytes = b"") -> None:
         self._has_reported = True
-        args = (self._node, connections, self._milliseconds)
-        await self._link.call(lambda redis: redis.eval(_REPORT, 1, self._counts, *args), is_done)
+        args = (self._counts, self._summaries, self._node, connections, self._milliseconds, summary)
+        await self._link.call(lambda redis: redis.eval(_REPORT, 2, *args), is_done)
 
     async def total_connections(self) -> int:
         return await self._link.call(lambda redis: redis.eval(_TOTAL, 1, self._counts), _count)
@@ -78,12 +103,30 @@ class RedisCluster:
         except ValueError as error:  # any program may have written it
             raise Unavailable(f"the keys in Redis: {error}"[:MAX_CHARACTERS_SHOWN]) from None
 
+    async def summaries(self) -> list[bytes]:
+        return await self._link.call(
+            lambda redis: redis.eval(_SUMMARIES, 1, self._summaries), _texts
+        )
+
     async def close(self) -> None:
         has_reported, self._has_reported = self._has_reported, False
         if has_reported:
             with suppress(Unavailable):  # then the report expires by itself
-                await self._link.call(lambda redis: redis.hdel(self._counts, self._node))
+                for reports in (self._counts, self._summaries):
+                    await self._link.call(partial(_delete, reports, self._node))
         await self._link.close()
+
+
+def _delete(key: str, field: str, redis: RedisClient) -> Awaitable[Any]:
+    return redis.hdel(key, field)
+
+
+def _texts(reply: Any) -> list[bytes]:
+    """Read the reply of the script `_SUMMARIES`, whose first word only that script returns."""
+    word, *texts = reply
+    if word != b"summaries" or not all(isinstance(text, bytes) for text in texts):
+        raise ValueError("the summaries are not in the form that the script returns")
+    return texts
 
 
 def _count(reply: Any) -> int:

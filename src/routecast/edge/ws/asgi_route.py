@@ -13,6 +13,7 @@ from routecast.core.payload import Payload
 from routecast.edge.access import principal_of
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import AsgiConnection
+from routecast.edge.header_fields import read_agent_of
 from routecast.edge.problem import respond_error
 from routecast.errors import RoutecastError
 from routecast.instruments import Instruments
@@ -45,7 +46,15 @@ class MetricsSocket:
             spoken = next((name for name in scope["subprotocols"] if name in ENCODINGS), None)
             await send({"type": "websocket.accept", "subprotocol": spoken})
             encoding = ENCODINGS.get(spoken or "")
-            await self._serve(session, address, encoding, principal_of(scope), receive, send)
+            await self._serve(
+                session,
+                address,
+                read_agent_of(scope["headers"]),
+                encoding,
+                principal_of(scope),
+                receive,
+                send,
+            )
         finally:
             self._admission.release(address)
 
@@ -53,13 +62,14 @@ class MetricsSocket:
         self,
         session: DefaultSession,
         client: str,
+        agent: str,
         encoding: Encoding | None,
         principal: Principal,
         receive: Receive,
         send: Send,
     ) -> None:
         binary = encoding is not None and encoding.binary
-        connection = AsgiConnection("WebSocket", client, binary=binary)
+        connection = AsgiConnection("WebSocket", client, agent=agent, binary=binary)
 
         async def send_payload(payload: Payload) -> None:
             await send({"type": "websocket.send", **_content_of(payload)})

@@ -27,6 +27,7 @@ from routecast.core.payload import Payload
 from routecast.edge.access import refuse_in_query
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS
+from routecast.edge.header_fields import read_agent
 from routecast.edge.problem import respond_crash
 from routecast.edge.proxies import Proxies, limit_key
 from routecast.edge.reset import reset
@@ -41,13 +42,13 @@ from routecast.edge.ws.batch import (
 from routecast.edge.ws.frames import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS
 from routecast.edge.ws.handshake import Agreement, Handshakes, UpgradeRequest, final, refuse
 from routecast.edge.ws.messages import MessageAssembler
-from routecast.edge.ws.socket_send import FLAGS, NO_DESCRIPTOR, descriptor, send
+from routecast.edge.ws.socket_send import FLAGS, NO_DESCRIPTOR, descriptor, queued, send
 from routecast.errors import BadBody, NotFound, RoutecastError
 from routecast.instruments import Instruments
-from routecast.ports import Batch
+from routecast.ports import Batch, PongReport
 from routecast.protocol import MAX_MESSAGE_BYTES, CloseCode, close_reason
 from routecast.streaming.connections import ABNORMAL_CLOSURE
-from routecast.streaming.heartbeat import Heartbeat
+from routecast.streaming.heartbeat import PING_SECONDS, Heartbeat
 from routecast.streaming.peers import Peer, Peers
 
 PATH: Final = b"/ws/metrics"
@@ -134,12 +135,15 @@ class WebSocketConnection(asyncio.Protocol):
         "_edge",
         "_frames",
         "_inflates",
+        "_pinged",
         "_prefix",
+        "_round_trip_ms",
         "_state",
         "_timer",
         "_transport",
         "_until",
         "_waiting",
+        "agent",
         "awaits_pong",
         "batches",
         "client",
@@ -157,10 +161,15 @@ class WebSocketConnection(asyncio.Protocol):
         self._code: int | None = None  # the close code; None while it is not known
         self.peer: Peer | None = None  # from the handshake to the end
         self.client = ""
+        self.agent = ""
         self.batches: tuple[WebSocketBatch, ...] = ()
         self.compression: Compression = PLAIN
         self.descriptor = NO_DESCRIPTOR  # set from the handshake to the end
         self.awaits_pong = False
+        # When the last ping was sent, and the last time that an answer took. An integer, because
+        # the small ones are shared by the whole process.
+        self._pinged = 0.0
+        self._round_trip_ms: int | None = None
         self._behind = False  # whether a payload was skipped because the socket is full
         self._prefix = b""  # the handshake's answer, until it is written with the first message
         self._binary = False  # whether messages to the client are binary
@@ -296,7 +305,20 @@ class WebSocketConnection(asyncio.Protocol):
     def ping(self) -> None:
         if self.can_send:  # else it is full or closing, and has a timer for that
             self.awaits_pong = True
+            self._pinged = self._edge.heartbeat.pinged
             self._write(PING)
+
+    def pong(self) -> PongReport | None:
+        if self._round_trip_ms is None:
+            return None
+        age = self._edge.heartbeat.since(self._pinged) - self._round_trip_ms / 1000
+        if self.awaits_pong:
+            age += PING_SECONDS  # it was the ping before that was answered
+        return PongReport(max(0.0, age), self._round_trip_ms)
+
+    @property
+    def unsent(self) -> int:
+        return self._transport.get_write_buffer_size() + queued(self.descriptor)
 
     # -- closing --------------------------------------------------------------------------------
 
@@ -349,10 +371,13 @@ class WebSocketConnection(asyncio.Protocol):
                 self._waiting.early += data
                 self._transport.pause_reading()
             return  # it is not answered yet, was refused, or has ended
-        self.awaits_pong = False
+        is_awaited, self.awaits_pong = self.awaits_pong, False
         assembler = self._assembler
         if assembler is None:
             if len(data) == PONG_SIZE and data.startswith(PONG_HEAD):
+                if is_awaited:
+                    elapsed = self._edge.heartbeat.since(self._pinged)
+                    self._round_trip_ms = round(1000 * elapsed)
                 return
             assembler = self._assembler = self._new_assembler()
         if not assembler.finished:
@@ -436,6 +461,7 @@ class WebSocketConnection(asyncio.Protocol):
             raise NotFound(f"there is no WebSocket at {shown!r}; use {PATH.decode()}")
         forwarded = request.get_all(b"x-forwarded-for")
         self.client = limit_key(self._edge.proxies.client_of(remote, forwarded))
+        self.agent = read_agent(request.get(b"user-agent"))
 
     def _recognise(self, request: UpgradeRequest) -> Principal | None:
         """Return whose request it is; None if it takes a while to verify its credential."""

@@ -10,12 +10,17 @@ import ctypes
 import logging
 import os
 import socket
+import struct
 import sys
 import threading
 from array import array
 from typing import Any, Final
 
 from routecast.edge.ws.io_uring import IoUringSender
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 log = logging.getLogger(__name__)
 
@@ -101,3 +106,13 @@ def descriptor(transport: asyncio.BaseTransport) -> int:
     if sock is None or transport.get_extra_info("sslcontext") is not None:
         return NO_DESCRIPTOR
     return sock.fileno()
+
+
+def queued(descriptor: int) -> int:
+    """Return the bytes in a socket that the other side has not received; 0 if it is not known."""
+    if sys.platform != "linux":
+        return 0
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0])
+    except OSError:
+        return 0

@@ -1,0 +1,251 @@
+"""The operator's view: lists of a node's connections, and the end of one of them.
+
+Nothing is kept up to date for it. A list is computed when someone asks, in slices, because 10,000
+connections take longer than other tasks may wait. So a list is not of one moment: a connection that
+opens or closes meanwhile may be in it or not.
+"""
+
+import asyncio
+from itertools import islice
+from typing import Final, Protocol, cast
+
+from routecast.core.connection_ids import began, read_id, write_id
+from routecast.core.connections_query import ConnectionsQuery, Place
+from routecast.core.view import FILTERS, View, ViewSubscription
+from routecast.ports import Connection
+from routecast.protocol import (
+    CloseCode,
+    ClosedConnection,
+    ClosedConnections,
+    FollowedView,
+    OpenConnection,
+    OpenConnections,
+    rfc3339,
+)
+from routecast.slices import Slices
+from routecast.streaming.connections import (
+    ABNORMAL_CLOSURE,
+    ClosedRecord,
+    ConnectionManager,
+    InspectedPeer,
+)
+from routecast.streaming.sent_counts import messages_and_bytes
+
+# What one slice does: connections that are looked at, and steps of describing them. A connection
+# is one step, each of its subscriptions another one, and so are ten names of its filters.
+LOOKED_AT_ONCE: Final = 500
+STEPS_PER_SLICE: Final = 100
+# A page ends after this number of steps, because filters may have many names.
+STEPS_PER_PAGE: Final = 20_000
+
+_EXPELLED: Final = "an operator closed it"
+_REASONS: Final = {
+    CloseCode.DONE: "done",
+    CloseCode.GOING_AWAY: "the client left",
+    CloseCode.PROTOCOL_ERROR: "not WebSocket",
+    CloseCode.UNSUPPORTED_DATA: "binary in a protocol of text, or text in one of binary",
+    CloseCode.NOT_UTF8: "not UTF-8",
+    CloseCode.TOO_BIG: "a message was too large",
+    CloseCode.INTERNAL_ERROR: "a fault of the server",
+    CloseCode.RESTART: "the server restarts",
+    CloseCode.NOT_PROTOCOL: "messages were not part of routecast.v1",
+    CloseCode.UNAUTHENTICATED: "no credential, or an expired one",
+    CloseCode.FORBIDDEN: "not allowed",
+    CloseCode.SILENT: "no answer to a ping",
+    CloseCode.TOO_SLOW: "it could not keep up",
+    CloseCode.TOO_MANY_MESSAGES: "too many messages",
+    1005: "closed without a code",
+    ABNORMAL_CLOSURE: "the connection was lost",
+}
+
+
+class InspectedConnection(Connection, Protocol):
+    """A connection of any edge."""
+
+    peer: InspectedPeer | None  # None once it is closed
+
+
+_Found = tuple[Place, InspectedConnection]
+
+
+class OperatorView:
+    """Lists and closes the connections of the node with this name."""
+
+    def __init__(self, manager: ConnectionManager, slices: Slices, node: str) -> None:
+        self._manager = manager
+        self._slices = slices
+        self._node = node
+        self._one_at_a_time = asyncio.Lock()
+
+    def expel(self, identity: str, *, may_return: bool) -> bool:
+        """Close a connection; return False if there is none with this id.
+
+        Its client is told to reconnect after a while, or not at all.
+        """
+        found = read_id(identity)
+        return found is not None and self._manager.expel(found, may_return=may_return)
+
+    # -- open connections -----------------------------------------------------------------------
+
+    async def opened(self, query: ConnectionsQuery) -> OpenConnections:
+        """Return a page of the open connections."""
+        async with self._one_at_a_time:
+            total, found = await self._find(query)
+            described: list[OpenConnection] = []
+            steps, left = STEPS_PER_SLICE, STEPS_PER_PAGE
+            place = None
+            for place, connection in found[: query.limit]:
+                if steps >= STEPS_PER_SLICE:
+                    await self._slices.turn()
+                    steps = 0
+                if connection.peer is not None:  # else it was closed meanwhile
+                    one = _describe(place.identity, connection, connection.peer)
+                    described.append(one)
+                    cost = 1 + sum(map(_steps, one.subscriptions))
+                    steps, left = steps + cost, left - cost
+                    if left < 0:
+                        break
+            is_last = place is None or place == found[-1][0]
+        following = None if is_last else str(place)
+        return OpenConnections(self._node, total, following, described)
+
+    async def _find(self, query: ConnectionsQuery) -> tuple[int, list[_Found]]:
+        """Return how many connections match, and those of the page in order, and one more."""
+        total, found = 0, list[_Found]()
+        everything = list(self._manager.open_connections())
+        for first in range(0, len(everything), LOOKED_AT_ONCE):
+            await self._slices.turn()
+            for each, identity in everything[first : first + LOOKED_AT_ONCE]:
+                connection = cast(InspectedConnection, each)
+                peer = connection.peer
+                if peer is None or not query.matches(
+                    peer.principal.subject, connection.client, peer.protocol
+                ):
+                    continue
+                total += 1
+                place = Place(_rank(query, peer), identity)
+                if query.after is None or place > query.after:
+                    found.append((place, connection))
+            found.sort(key=_place_of)  # fast, because most of it is sorted
+            del found[query.limit + 1 :]
+        return total, found
+
+    # -- closed connections ---------------------------------------------------------------------
+
+    async def closed(self, query: ConnectionsQuery) -> ClosedConnections:
+        """Return a page of the closed connections, the newest first.
+
+        The place of each is the number of those that were closed before it.
+        """
+        async with self._one_at_a_time:
+            await self._slices.turn()
+            records = list(self._manager.closed)
+            number, total = self._manager.closed_count, 0
+            page: list[tuple[Place, ClosedRecord]] = []
+            records.reverse()
+            for first in range(0, len(records), LOOKED_AT_ONCE):
+                if first:
+                    await self._slices.turn()
+                for record in islice(records, first, first + LOOKED_AT_ONCE):
+                    number -= 1
+                    if not query.matches(record.subject, record.address, record.protocol):
+                        continue
+                    total += 1
+                    place = Place(-number, record.identity)
+                    if len(page) <= query.limit and (query.after is None or place > query.after):
+                        page.append((place, record))
+            rest = page[query.limit :]
+            del page[query.limit :]
+            described = []
+            for first in range(0, len(page), LOOKED_AT_ONCE):
+                await self._slices.turn()
+                described += [
+                    _describe_closed(each) for _, each in page[first : first + LOOKED_AT_ONCE]
+                ]
+        following = str(page[-1][0]) if rest else None
+        return ClosedConnections(self._node, total, following, described)
+
+
+def _place_of(found: _Found) -> Place:
+    return found[0]
+
+
+def _rank(query: ConnectionsQuery, peer: InspectedPeer) -> int:
+    """Return the first part of a connection's place; ids are in the order of the starts."""
+    match query.sort:
+        case "start":
+            return 0
+        case "bytes":
+            return -round(peer.sent.imag)
+        case "lag":
+            lag = peer.lag
+            return 0 if lag is None else -1 - lag  # those without a lag come last
+
+
+def _describe(
+    identity: int, connection: InspectedConnection, peer: InspectedPeer
+) -> OpenConnection:
+    principal, pong = peer.principal, connection.pong()
+    messages, size = messages_and_bytes(peer.sent)
+    expires = principal.expires
+    return OpenConnection(
+        id=write_id(identity),
+        subject=principal.subject,
+        credential=principal.credential or None,
+        expires=None if expires is None else rfc3339(round(expires * 1_000_000)),
+        address=connection.client,
+        client=connection.agent,
+        protocol=peer.protocol,
+        started=rfc3339(began(identity)),
+        subscriptions=[_follow(*each) for each in peer.followed()],
+        histories=peer.histories,
+        messages=messages,
+        bytes=size,
+        merged=peer.merged,
+        lag=peer.lag,
+        pong_age=None if pong is None else round(pong.age, 3),
+        round_trip_ms=None if pong is None else pong.round_trip_ms,
+        unsent=connection.unsent,
+    )
+
+
+def _steps(view: FollowedView) -> int:
+    return 1 + sum(map(len, view.filter.values())) // 10
+
+
+def _follow(identity: str, subscription: ViewSubscription, lag: int | None) -> FollowedView:
+    view = subscription.view
+    return FollowedView(
+        id=identity,
+        fields=list(view.fields),
+        filter=_filters(view),
+        window=view.window,
+        interval=subscription.interval,
+        lag=lag,
+    )
+
+
+def _filters(view: View) -> dict[str, list[str]]:
+    if not view.filtered:
+        return {}
+    filters = ((name, getattr(view, name)) for name in FILTERS)
+    return {name: sorted(names) for name, names in filters if names is not None}
+
+
+def _describe_closed(record: ClosedRecord) -> ClosedConnection:
+    messages, size = messages_and_bytes(record.sent)
+    return ClosedConnection(
+        id=write_id(record.identity),
+        subject=record.subject,
+        credential=record.credential or None,
+        address=record.address,
+        client=record.agent,
+        protocol=record.protocol,
+        started=rfc3339(began(record.identity)),
+        ended=rfc3339(record.ended),
+        code=record.code,
+        reason=_EXPELLED if record.is_expelled else _REASONS.get(record.code, "another code"),
+        messages=messages,
+        bytes=size,
+        merged=record.merged,
+    )
