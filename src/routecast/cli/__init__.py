@@ -16,6 +16,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("demo.command", "demo"),
     "replay": ("replay.command", "replay"),
     "watch": ("watch.command", "watch"),
+    "top": ("top.command", "top"),
     "bench": ("bench.command", "bench"),
     "verify": ("verify", "verify"),
     "backup": ("backup", "backup"),

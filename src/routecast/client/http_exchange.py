@@ -26,7 +26,7 @@ class AnswerTooLong(OSError):
 
 
 class Exchange:
-    """A connection that posts requests to one URL; `close` it after use.
+    """A connection for requests to one URL; `close` it after use.
 
     It connects when it is needed. `timeout` is the maximum time of one exchange in seconds:
     connecting, sending and reading. (Each address of a host name is tried for that time.) `proxy`
@@ -43,7 +43,7 @@ class Exchange:
         assert through.hostname
         if parts.username is not None:
             self._headers["Authorization"] = _basic(parts.username, parts.password)
-        self._target = parts.path
+        self._target = parts.path + (f"?{parts.query}" if parts.query else "")
         credentials = {}
         if through is not parts and through.username is not None:
             credentials["Proxy-Authorization"] = _basic(through.username, through.password)
@@ -61,10 +61,22 @@ class Exchange:
             self._connection = _Timed(through.hostname, port)
             if through is not parts:
                 host = parts.netloc.rpartition("@")[2]
-                self._target = f"http://{host}{parts.path}"
+                self._target = f"http://{host}{self._target}"
                 self._headers |= credentials
 
     def post(self, body: bytes, headers: dict[str, str]) -> HttpAnswer:
+        """Send a body and read the whole answer.
+
+        Raises OSError (TimeoutError, AnswerTooLong) and http.client.HTTPException; the connection
+        is closed then.
+        """
+        return self._request("POST", body, headers)
+
+    def get(self, headers: dict[str, str]) -> HttpAnswer:
+        """Ask for the URL, and read the whole answer. Raises as `post` does."""
+        return self._request("GET", None, headers)
+
+    def _request(self, method: str, body: bytes | None, headers: dict[str, str]) -> HttpAnswer:
         """Send a request and read the whole answer.
 
         Raises OSError (TimeoutError, AnswerTooLong) and http.client.HTTPException; the connection
@@ -74,13 +86,13 @@ class Exchange:
         idle = self._connection.sock is not None
         try:
             try:
-                return self._post(body, headers)
+                return self._request_once(method, body, headers)
             except ConnectionError:
                 if not idle:
                     raise
                 # The server may have closed an idle connection just before this request.
                 self.close()
-                return self._post(body, headers)
+                return self._request_once(method, body, headers)
         except BaseException:
             self.close()
             raise
@@ -89,8 +101,8 @@ class Exchange:
         """Close the connection; the next request connects again."""
         self._connection.close()
 
-    def _post(self, body: bytes, headers: dict[str, str]) -> HttpAnswer:
-        self._connection.request("POST", self._target, body, {**self._headers, **headers})
+    def _request_once(self, method: str, body: bytes | None, headers: dict[str, str]) -> HttpAnswer:
+        self._connection.request(method, self._target, body, {**self._headers, **headers})
         with self._connection.getresponse() as response:
             text = response.read()
             return HttpAnswer(response.status, response.reason, response.headers, text)

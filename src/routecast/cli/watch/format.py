@@ -75,6 +75,18 @@ def latency(ms: float | None) -> str:
     return f"{written} {unit}"
 
 
+def size(value: int | None) -> str:
+    """Format bytes to three significant digits, in units of 1,000."""
+    if value is None:
+        return DASH
+    amount = float(value)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 999.5:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:,.3g} TB" if amount < 999.5 else f"{amount:,.0f} TB"
+
+
 def age(seconds: float) -> str:
     """Format a duration, as in `3 s` or `2 min`."""
     if seconds < 120:

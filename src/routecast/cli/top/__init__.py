@@ -1,0 +1,1 @@
+"""`routecast top`: a server's nodes and connections in the terminal."""
