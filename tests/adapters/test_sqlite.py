@@ -179,9 +179,9 @@ async def test_database_without_keys_gets_room_for_them(path: Path) -> None:
     with apsw.Connection(str(path)) as older:
         older.execute("PRAGMA journal_mode = WAL")
     with older:
-        for number, script in SQLITE_MIGRATIONS[: FIRST_SQLITE_WITH_KEYS - 1]:
+        for _, script in SQLITE_MIGRATIONS[: FIRST_SQLITE_WITH_KEYS - 1]:
             older.execute(script)
-        older.execute(f"PRAGMA user_version = {number}")
+        older.execute(f"PRAGMA user_version = {FIRST_SQLITE_WITH_KEYS - 1}")
         older.execute(f"PRAGMA application_id = {int.from_bytes(b'RTCA')}")
         older.execute("INSERT INTO history VALUES (1, 'old', 0, 0, 0, 0)")
         version = older.pragma("schema_version")
