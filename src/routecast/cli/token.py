@@ -73,19 +73,21 @@ def create(
         claims["iss"] = settings.jwt_issuer
     if settings.jwt_audience is not None:
         claims["aud"] = settings.jwt_audience
+    _check(claims, now)
     token = sign(claims, signing_key)
-    _check(token, claims, now)
+    if len(token) > MAX_TOKEN:
+        fail(f"the token would be over {MAX_TOKEN:,} characters: name fewer projects", BAD_USAGE)
     typer.echo(token)
 
 
-def _check(token: str, claims: dict[str, object], now: int) -> None:
-    """Exit if servers would refuse a token."""
+def _check(claims: dict[str, object], now: int) -> None:
+    """Exit if servers would refuse a token with these claims."""
     try:
         ClaimRules().read(msgspec.json.encode(claims), now)
     except BadCredential as error:
         fail(error, BAD_USAGE)
-    if len(token) > MAX_TOKEN:
-        fail(f"the token would be over {MAX_TOKEN:,} characters: name fewer projects", BAD_USAGE)
+    except UnicodeEncodeError:
+        fail("subject and projects must be valid UTF-8", BAD_USAGE)
 
 
 def scopes_of(given: list[str]) -> list[Scope]:
