@@ -116,7 +116,8 @@ class _Download:
         )
         request = Request(self._url, headers={"Accept": "application/json"})  # noqa: S310  # -- checked
         try:
-            with opener.open(request, timeout=JWKS_SECONDS) as answer:
+            # Each step may take longer than all of it: `abort` comes first.
+            with opener.open(request, timeout=2 * JWKS_SECONDS) as answer:
                 if answer.status != 200:
                     raise _BadAnswer(f"the answer has the status {answer.status}")
                 body: bytes = answer.read(MAX_JWKS_BYTES + 1)
