@@ -126,9 +126,9 @@ def forgeries() -> dict[str, str]:
         "jwk": other,
         "x5c": ["MIIB"],
     }.items():
-        for given in (value, None):
-            header = {"alg": "RS256", "typ": "JWT", member: given}
-            found[f"{member}: {given}, well signed"] = forged(header, claims(), rsa_signature)
+        for what, given_value in (("a value", value), ("null", None)):
+            header = {"alg": "RS256", "typ": "JWT", member: given_value}
+            found[f"{member}: {what}, well signed"] = forged(header, claims(), rsa_signature)
     for kind in ("logout+jwt", "dpop+jwt", "secevent+jwt", "", 7):
         found[f"type {kind}"] = forged({"alg": "RS256", "typ": kind}, claims(), rsa_signature)
     return found
