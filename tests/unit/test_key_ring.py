@@ -105,7 +105,10 @@ async def test_nothing_is_known_before_the_first_look(ring: KeyRing) -> None:
         ring.identify(text_of(1))
     with pytest.raises(Unavailable, match="not known yet"):
         ring.check(TOKEN)
+    with pytest.raises(Unavailable, match="not known yet"):
+        ring.require_known()
     await ring.refresh()
+    ring.require_known()
     assert ring.identify(text_of(1)) == KEY.principal
     ring.check(TOKEN)
 

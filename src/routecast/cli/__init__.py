@@ -34,7 +34,7 @@ _KEYS: Final[dict[str, tuple[str, str]]] = {
     "rotate": ("keys", "rotate"),
     "delete": ("keys", "delete"),
 }
-_TOKEN: Final[dict[str, tuple[str, str]]] = {
+_TOKENS: Final[dict[str, tuple[str, str]]] = {
     "create": ("token", "create"),
     "revoke": ("revocations", "revoke"),
     "revocations": ("revocations", "list_revocations"),
@@ -84,7 +84,7 @@ class _Keys(_Group):
 
 
 class _Token(_Group):
-    commands_in = _TOKEN
+    commands_in = _TOKENS
 
 
 def _plain_flags(parameters: list[Any]) -> list[Any]:

@@ -60,6 +60,7 @@ class Access:
         if credential is None:
             if not self.required:
                 return ANYONE
+            self._authenticator.require_known()  # otherwise the client would take it for final
             raise BadCredential(f"a credential is required: {_HOW}", invalid=False)
         return self._authenticator.recognise(credential)
 

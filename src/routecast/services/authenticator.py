@@ -38,6 +38,10 @@ class KnownKeys(Protocol):
         """
         ...
 
+    def require_known(self) -> None:
+        """Raise Unavailable if it is unknown whether there are keys."""
+        ...
+
     def identify(self, key: str) -> Principal:
         """Return the principal of an API key. Raises BadCredential; Unavailable while unknown."""
         ...
@@ -85,6 +89,11 @@ class Authenticator:
         """Whether authentication is on, or not known to be off."""
         return self._tokens is not None or (self._keys is not None and self._keys.required)
 
+    def require_known(self) -> None:
+        """Raise Unavailable if authentication only counts as on, because that is unknown."""
+        if self._tokens is None and self._keys is not None:
+            self._keys.require_known()
+
     def recognise(self, credential: str) -> Principal | None:
         """Return whose credential it is, at once; None if `authenticate` must be awaited for that.
 
@@ -115,6 +124,7 @@ class Authenticator:
 
     def _of_token(self, token: str) -> Principal | None:
         if self._tokens is None:
+            self.require_known()
             raise BadCredential("this server takes API keys only, and no tokens")
         now = self._clock.now() / 1e6
         # The digest and not the token, so that a copy of the memory has no tokens in it.

@@ -54,6 +54,10 @@ class KeyRing:
         """
         return self._table is None or len(self._table) > 0
 
+    def require_known(self) -> None:
+        """Raise Unavailable if it is unknown whether there are keys."""
+        self._known()
+
     def identify(self, key: str) -> Principal:
         """Return the principal of an API key. Raises BadCredential; Unavailable while unknown."""
         now = self._clock.now()
