@@ -49,9 +49,12 @@ class Keys:
     def required(self) -> bool:
         return not self.known or bool(self.keys)
 
-    def identify(self, key: str) -> Principal:
+    def require_known(self) -> None:
         if not self.known:
             raise Unavailable("not known")
+
+    def identify(self, key: str) -> Principal:
+        self.require_known()
         if key not in self.keys:
             raise BadCredential("unknown")
         return self.keys[key]
@@ -84,6 +87,22 @@ def test_without_keys_everyone_is_anyone(clock: HeldClock) -> None:
         authenticator = Authenticator(None, keys, ClaimRules(), clock)
         assert not authenticator.required
         assert authenticator.recognise("anything") is ANYONE
+
+
+def test_nothing_is_refused_for_good_while_it_is_unknown_whether_there_are_keys(
+    clock: HeldClock,
+) -> None:
+    """With a key for tokens, authentication is on in any case."""
+    keys = Keys()
+    keys.known = False
+    authenticator = Authenticator(None, keys, ClaimRules(), clock)
+    assert authenticator.required
+    with pytest.raises(Unavailable, match="not known"):
+        authenticator.require_known()
+    for credential in (token(), "rc_x"):
+        with pytest.raises(Unavailable, match="not known"):
+            authenticator.recognise(credential)
+    Authenticator(Verifier([secret_key(SECRET)]), keys, ClaimRules(), clock).require_known()
 
 
 def test_a_token_is_recognised(authenticator: Authenticator) -> None:

@@ -1,7 +1,7 @@
 """The one writer of a SQLite file: its connection, its transactions, and what it remembers.
 
-`commit.py`, `retention.py`, `summaries.py`, `names.py` and `access.py` write in a transaction of the
-writer, on its thread.
+`commit.py`, `retention.py`, `summaries.py`, `names.py` and `access.py` write in a transaction of
+the writer, on its thread.
 
 The writer remembers the rollups that it used last, and more (`_Memory`). Within `BEGIN IMMEDIATE`
 no other process can write. SQLite's `data_version` shows whether one has written before that: only
