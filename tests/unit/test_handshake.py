@@ -1,13 +1,15 @@
 """`Handshakes`: one object serves all clients, and a request does not change later answers."""
 
-from base64 import b64encode
+from base64 import b64encode, urlsafe_b64encode
 from hashlib import sha1
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.datastructures import Headers
 
 from routecast.edge.ws.handshake import REMEMBERED_TERMS, Agreement, Handshakes, UpgradeRequest
+from routecast.errors import BadHead
 
 SPOKEN = ("routecast.v1.json", "routecast.v1.msgpack")
 KEY = ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
@@ -90,6 +92,59 @@ def test_the_number_of_remembered_terms_is_limited() -> None:
         wanted = [*UPGRADE, KEY, ("Sec-WebSocket-Extensions", f"x-{number}")]
         assert answer(handshakes, wanted).accepted
     assert handshakes.remembered == REMEMBERED_TERMS
+
+
+def bearer(token: str) -> str:
+    """Return the subprotocol that carries a token, as the JavaScript client makes it."""
+    return f"routecast.bearer.{urlsafe_b64encode(token.encode()).decode().rstrip('=')}"
+
+
+def test_a_token_is_neither_remembered_nor_answered() -> None:
+    """Clients with different tokens share one set of terms."""
+    handshakes = Handshakes(SPOKEN, compress=True)
+    for number in range(3):
+        offer = f"{bearer(f'secret-{number}')}, routecast.v1.json"
+        request = asked([*UPGRADE, KEY, ("Sec-WebSocket-Protocol", offer)])
+        agreement = handshakes.answer(request)
+        assert request.credential == f"secret-{number}"
+        assert headers(agreement)["Sec-WebSocket-Protocol"] == "routecast.v1.json"
+        assert agreement == handshakes.answer(
+            asked([*UPGRADE, KEY, ("Sec-WebSocket-Protocol", "routecast.v1.json")])
+        )
+        assert not any("bearer" in str(field) for field in (request.terms(), request.fields))
+    assert handshakes.remembered == 1
+
+
+def test_a_token_alone_asks_for_the_default_stream() -> None:
+    """The other lines of the field stay, in their order."""
+    handshakes = Handshakes(SPOKEN, compress=True)
+    request = asked([*UPGRADE, KEY, ("Sec-WebSocket-Protocol", bearer("secret"))])
+    assert "Sec-WebSocket-Protocol" not in headers(handshakes.answer(request))
+    assert request.credential == "secret"
+    several = [("Sec-WebSocket-Protocol", value) for value in ("mqtt", bearer("secret"), "x, y")]
+    request = asked([*UPGRADE, KEY, *several])
+    assert request.get_all(b"sec-websocket-protocol") == ["mqtt", "x, y"]
+    assert request.credential == "secret"
+
+
+@given(st.text('ab ,;"\\=\t', max_size=8), st.text('ab ,;"\\=\t', max_size=8))
+def test_no_answer_contains_a_token(before: str, after: str) -> None:
+    """Not even the text of an error about the field that it is in."""
+    handshakes = Handshakes(SPOKEN, compress=True)
+    offer = f"{before}{bearer('secret')}{after}"
+    request = asked([*UPGRADE, KEY, ("Sec-WebSocket-Protocol", offer)])
+    agreement = handshakes.answer(request)
+    assert bearer("secret").encode()[17:] not in agreement.answer
+    assert b"bearer" not in str(request.terms()).encode()
+
+
+def test_the_field_authorization_has_a_credential_too() -> None:
+    """It comes without a subprotocol, from clients other than browsers."""
+    assert asked([*UPGRADE, KEY, ("Authorization", "Bearer secret")]).credential == "secret"
+    assert asked([*UPGRADE, KEY]).credential is None
+    both = [("Authorization", "Bearer a"), ("Sec-WebSocket-Protocol", bearer("a"))]
+    with pytest.raises(BadHead):
+        asked([*UPGRADE, KEY, *both]).credential  # noqa: B018  # -- it raises
 
 
 def test_the_agreed_subprotocol_and_compression() -> None:

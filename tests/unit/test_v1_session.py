@@ -8,16 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routecast.core.access import Principal, restrict
 from routecast.core.message import ENCODINGS, JSON, MSGPACK, Encoding
 from routecast.core.v1_session import (
     MINUTE_SECONDS,
     CloseConnection,
     QueryHistory,
+    RenewCredential,
     StartSubscription,
     StopSubscription,
     V1Session,
+    renewal_refusal,
 )
 from routecast.core.view import parse_query
+from routecast.errors import BadCredential, Forbidden, Unavailable
 from routecast.protocol import FIELDS, WINDOWS, CloseCode, ErrorOut, Pong, Position
 from tests.support.wire import GOLDEN
 
@@ -324,3 +328,56 @@ def test_times_and_numbers_are_read_as_everywhere(encoding: Encoding) -> None:
     assert outcome.query.start == 1_483_228_799_999_999
     assert outcome.query.end == 1_769_862_896_999_999
     assert outcome.query.points == 60
+
+
+# -- whose connection it is ---------------------------------------------------------------------
+
+
+def limited(*projects: str) -> V1Session:
+    """Return the session of a client that may see some projects only."""
+    return V1Session(JSON, 7.0, Principal("ana", projects=frozenset(projects)))
+
+
+@pytest.mark.parametrize("asked", [{}, {"filter": {"project": ["ours"]}}])
+def test_a_client_sees_nothing_but_its_projects(asked: dict[str, Any]) -> None:
+    """The views of subscriptions and histories have a filter, whatever was asked for."""
+    one = limited("ours")
+    for kind in ("subscribe", "history"):
+        outcome = told({"type": kind, "id": kind, **asked}, one)
+        if isinstance(outcome, StartSubscription):
+            view = outcome.subscription.view
+        else:
+            assert isinstance(outcome, QueryHistory)
+            view = outcome.query.filters
+        assert view == restrict(view, frozenset({"ours"}))
+        assert view.project == {"ours"}
+
+
+@pytest.mark.parametrize("kind", ["subscribe", "history"])
+def test_another_project_is_forbidden(kind: str) -> None:
+    """The id is free again, and the text says nothing of the project."""
+    one = limited("ours")
+    asked = {"type": kind, "id": "main", "filter": {"project": ["ours", "theirs"]}}
+    outcome = told(asked, one)
+    message = "project: the credential does not allow this project"
+    assert outcome == ErrorOut(id="main", code="forbidden", message=message, retryable=False)
+    assert not one.ids
+    assert isinstance(told({"type": "subscribe", "id": "main"}, limited()), ErrorOut)
+
+
+def test_a_refresh_is_for_connections_with_a_credential() -> None:
+    """The token is in no text that is made of the outcome."""
+    asked = {"type": "refresh", "token": "s3cret"}
+    outcome = told(asked, limited("ours"))
+    assert outcome == RenewCredential("s3cret")
+    assert "s3cret" not in repr(outcome)
+    assert told(asked).code == "not_supported"
+
+
+def test_the_answer_to_a_token_that_does_not_help() -> None:
+    """It says whether to try again."""
+    bad = renewal_refusal(BadCredential("it has expired"))
+    assert (bad.code, bad.message, bad.retryable) == ("bad_request", "token: it has expired", False)
+    assert renewal_refusal(Forbidden("it is of another")).code == "bad_request"
+    later = renewal_refusal(Unavailable("later"))
+    assert (later.code, later.retryable) == ("unavailable", True)

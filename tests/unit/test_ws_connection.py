@@ -12,11 +12,12 @@ from websockets.frames import CloseCode as WireCode
 from websockets.uri import parse_uri
 
 from routecast.adapters.clock import SystemTimers
-from routecast.core.access import ANYONE, Principal
+from routecast.core.access import ANYONE, Principal, Scope
 from routecast.core.default_session import DefaultSession
 from routecast.core.message import Encoding
 from routecast.core.payload import Payload
 from routecast.core.sites import Sites
+from routecast.edge.access import Access
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.ws.connection import (
     NEXT_STATES,
@@ -25,9 +26,11 @@ from routecast.edge.ws.connection import (
     WebSocketConnection,
     WebSocketEdge,
 )
+from routecast.errors import BadCredential, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Connection
 from routecast.protocol import CloseCode
+from routecast.services.authenticator import Authenticator
 from routecast.services.renders import Renders
 from routecast.streaming.connections import ConnectionManager
 from routecast.streaming.heartbeat import Heartbeat
@@ -83,7 +86,10 @@ class RecordingPeers(Peers):
 class Client:
     """A client, and the server's connection to it."""
 
-    def __init__(self, connection: WebSocketConnection, reader: socket.socket) -> None:
+    def __init__(
+        self, edge: WebSocketEdge, connection: WebSocketConnection, reader: socket.socket
+    ) -> None:
+        self.edge = edge
         self.connection = connection
         self._socket = reader
         self._protocol = ClientProtocol(parse_uri("ws://localhost/ws/metrics"), max_size=None)
@@ -94,14 +100,19 @@ class Client:
 
     async def upgrade(self) -> None:
         """Do the WebSocket handshake."""
+        self.request()
+        await self.read(1)
+
+    def request(self, **more: str) -> None:
+        """Have the server get the request of the handshake, with more fields."""
         request = self._protocol.connect()
+        request.headers.update(more)
         fields = [
             (name.lower().encode(), value.encode()) for name, value in request.headers.raw_items()
         ]
         self._protocol.send_request(request)
         self._protocol.data_to_send()
         self.connection.upgrade("GET", b"/ws/metrics", fields, "192.0.2.1")
-        await self.read(1)
 
     async def read(self, count: int) -> list[Any]:
         """Return the next events, at least `count` of them."""
@@ -146,7 +157,7 @@ async def client() -> AsyncIterator[Client]:
     transport, connection = await asyncio.get_running_loop().connect_accepted_socket(
         edge.protocol, ours
     )
-    yield Client(connection, theirs)
+    yield Client(edge, connection, theirs)
     transport.abort()
     theirs.close()
     await until(lambda: state_of(connection) is ConnectionState.CLOSED)
@@ -277,3 +288,127 @@ async def test_a_reset_ends_every_state(client: Client) -> None:
     await until(lambda: peer.closed is not None)
     assert peer.closed == 1006
     assert client.connection.peer is None
+
+
+# -- credentials that are verified elsewhere ------------------------------------------------------
+
+
+class SlowAuthenticator:
+    """An authenticator that knows no credential until the test says whose all of them are."""
+
+    required = True
+
+    def __init__(self) -> None:
+        self.told = asyncio.get_running_loop().create_future()
+
+    def recognise(self, _: str) -> Principal | None:
+        return self.told.result() if self.told.done() else None
+
+    async def authenticate(self, _: str) -> Principal:
+        principal: Principal = await asyncio.shield(self.told)
+        return principal
+
+
+@pytest.fixture
+def slow(client: Client) -> SlowAuthenticator:
+    """The authenticator of the server of `client`."""
+    authenticator = SlowAuthenticator()
+    client.edge.admission.access = Access(cast(Authenticator, authenticator))
+    return authenticator
+
+
+READER = Principal("ana", frozenset({Scope.READ}))
+
+
+async def test_a_handshake_waits_for_the_verification(
+    client: Client, slow: SlowAuthenticator
+) -> None:
+    """What the client sends meanwhile is read after the handshake, and no more than once."""
+    client.request(Authorization="Bearer a")
+    connection, loop = client.connection, asyncio.get_running_loop()
+    early = b"".join(Frame(Opcode.TEXT, b"%d" % n).serialize(mask=True) for n in range(3))
+    await loop.sock_sendall(client._socket, early)
+    await until(lambda: connection._waiting is not None and connection._waiting.early == early)
+    await loop.sock_sendall(client._socket, Frame(Opcode.TEXT, b"late").serialize(mask=True))
+    await asyncio.sleep(0)
+    assert not connection._transport.is_reading()
+    assert state_of(connection) is ConnectionState.CONNECTING
+    slow.told.set_result(READER)
+    (answer,) = await client.read(1)
+    assert answer.status_code == 101
+    await until(lambda: len(client.peer.received) == 4)
+    assert client.peer.received == ["0", "1", "2", "late"]
+    assert connection._waiting is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (BadCredential("expired"), 401),
+        (Unavailable("later"), 503),
+        (RuntimeError("a fault"), 500),
+    ],
+)
+async def test_a_handshake_is_refused_after_the_verification(
+    client: Client, slow: SlowAuthenticator, error: Exception, status: int
+) -> None:
+    """The answer is complete, and the connection ends."""
+    client.request(Authorization="Bearer a")
+    slow.told.set_exception(error)
+    raw = b""
+    while data := await asyncio.get_running_loop().sock_recv(client._socket, 2**16):
+        raw += data
+    assert raw.startswith(b"HTTP/1.1 %d " % status)
+    assert (b"www-authenticate: Bearer" in raw.lower().replace(b"bearer", b"Bearer")) is (
+        status == 401
+    )
+    await until(lambda: state_of(client.connection) is ConnectionState.CLOSED)
+    assert client.edge.peers.manager.active == 0
+
+
+async def test_a_missing_scope_is_refused_after_the_verification(
+    client: Client, slow: SlowAuthenticator
+) -> None:
+    """Nothing is counted for a client that is not let in."""
+    client.request(Authorization="Bearer a")
+    slow.told.set_result(Principal("ana", frozenset({Scope.WRITE})))
+    raw = await asyncio.get_running_loop().sock_recv(client._socket, 2**16)
+    assert raw.startswith(b"HTTP/1.1 403 ")
+    assert not client.edge.admission._admitted
+
+
+async def test_a_client_that_leaves_before_the_end_of_its_handshake(
+    client: Client, slow: SlowAuthenticator
+) -> None:
+    """Its task ends, and a verification that succeeds later opens nothing."""
+    client.request(Authorization="Bearer a")
+    connection = client.connection
+    await until(lambda: connection._waiting is not None)
+    assert connection._waiting is not None
+    task = connection._waiting.task
+    client._socket.close()
+    await until(lambda: state_of(connection) is ConnectionState.CLOSED)
+    slow.told.set_result(READER)
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert connection.peer is None
+    assert not client.edge.admission._admitted
+
+
+async def test_the_number_and_the_time_of_verifications_are_limited(
+    client: Client, slow: SlowAuthenticator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over it, clients are told to come back."""
+    monkeypatch.setattr("routecast.edge.access.MAX_VERIFYING", 2)
+    access = client.edge.admission.access
+    tasks = [asyncio.create_task(access.authenticate("a")) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="too many"):
+        await access.authenticate("a")
+    tasks.pop().cancel()
+    await asyncio.sleep(0)
+    monkeypatch.setattr("routecast.edge.access.VERIFY_SECONDS", 0.01)
+    with pytest.raises(Unavailable, match="in time"):
+        await access.authenticate("a")
+    slow.told.set_result(READER)
+    assert await tasks.pop() is READER
