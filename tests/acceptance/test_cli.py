@@ -393,10 +393,13 @@ def test_demo_keeps_a_database_that_was_asked_for(tmp_path: Path) -> None:
 # -- all of them --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["replay", "watch", "bench", "demo", "names"])
+@pytest.mark.parametrize(
+    "command",
+    ["replay", "watch", "bench", "demo", "names", "keys", "keys create", "token", "token revoke"],
+)
 def test_help_fits_and_helps(command: str) -> None:
     """--help says what a command is for, in 80 columns, and shows options as they are written."""
-    done = routecast(command, "--help", env={"COLUMNS": "80", "PATH": ""})
+    done = routecast(*command.split(), "--help", env={"COLUMNS": "80", "PATH": ""})
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "--" in done.stdout

@@ -288,11 +288,11 @@ def test_revocation_can_be_removed() -> None:
 
 def test_names_are_checked() -> None:
     """No name disturbs a terminal or is cut."""
-    check_subject("Ana Sánchez")
+    check_subject("name", "Ana Sánchez")
     check_token_id("x" * 255)
     for bad in ("", "x" * 256, "a\u202eb", "a\nb", "\udc80"):
-        with pytest.raises(BadChange):
-            check_subject(bad)
+        with pytest.raises(BadChange, match="^name: "):
+            check_subject("name", bad)
         with pytest.raises(BadChange):
             check_token_id(bad)
     assert projects_of([]) is projects_of(["a", "*"]) is None

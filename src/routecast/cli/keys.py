@@ -79,7 +79,7 @@ def create(
     identity, secret = _random()
     text = key_text(identity, secret)
     with _refusals():
-        check_subject(name)
+        check_subject("name", name)
         projects = projects_of(project or ())
     key = ApiKey(identity, spelling(name), digest_of(text), scopes, projects, now, ends)
     before = _change(database, lambda records: add_key(records, key), create=True)

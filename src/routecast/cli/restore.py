@@ -26,7 +26,8 @@ def restore(
 
     The backup is checked before anything changes. The replaced database is kept
     under another name, which is printed. The restored database begins a new epoch, so
-    nodes and clients drop the numbers they had; Redis need not be emptied.
+    nodes and clients drop the numbers they had; Redis need not be emptied. API keys
+    and revocations are those of the backup: revoke again what was revoked since.
 
     Example: routecast restore /backup/routecast.db
     """

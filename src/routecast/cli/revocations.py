@@ -115,7 +115,7 @@ def _about(jti: str | None, subject: str | None, *, everyone: bool) -> Revocatio
             check_token_id(jti)
             return RevocationId(RevocationKind.JTI, jti)
         if subject is not None:
-            check_subject(subject)
+            check_subject("subject", subject)
             return RevocationId(RevocationKind.SUBJECT, subject)
     except BadChange as error:
         fail(error, BAD_USAGE)

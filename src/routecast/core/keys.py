@@ -285,9 +285,9 @@ def key_id_in(text: str) -> str | None:
     return found[1] if found else None
 
 
-def check_subject(text: str) -> None:
-    """Raise BadChange if a text cannot be the name of a key or the subject of a token."""
-    _checked("name", text, MAX_SUBJECT)
+def check_subject(what: str, text: str) -> None:
+    """Raise BadChange, naming what it is, if a text cannot be the subject of a principal."""
+    _checked(what, text, MAX_SUBJECT)
 
 
 def check_token_id(text: str) -> None:
