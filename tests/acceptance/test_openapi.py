@@ -11,6 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from routecast.protocol import FIELDS
+from tests.support.credentials import SIGNED, bearer, token
 from tests.support.server import Server
 
 GOOD: Final = {"strategy": "hybrid", "provider": "gemini", "model": "flash", "confidence": 0.9}
@@ -29,7 +30,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def answers(server: Server) -> Answers:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with authentication."""
+    with Server(tmp_path_factory.mktemp("guarded"), env=SIGNED) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def answers(server: Server, guarded: Server) -> Answers:
     """The server's answers to requests of every kind, by path and status."""
     found: Answers = {}
 
@@ -59,6 +67,9 @@ def answers(server: Server) -> Answers:
     for path, methods in server.http.get("/openapi.json").json()["paths"].items():
         for method in methods:
             ask(method.upper(), path, headers={"Host": "elsewhere.example"})
+            for headers in ({}, bearer(token())):  # no credential, and one without scopes
+                answer = guarded.http.request(method, path, headers=headers)
+                found.setdefault((path, str(answer.status_code)), []).append(answer)
     return found
 
 

@@ -168,3 +168,6 @@ def _describe_access(method: dict[str, Any], scope: str) -> None:
     if "403" in responses:
         lacking = f"{responses['403']['description']} Or: {lacking[0].lower()}{lacking[1:]}"
     responses["403"] = {"description": lacking, **PROBLEM}
+    why = "The credential cannot be verified now; see Retry-After."
+    held = responses.get("503", {"description": why, "content": {}})
+    responses["503"] = {**held, "content": {**held["content"], **PROBLEM["content"]}}
