@@ -532,8 +532,8 @@ class OpenConnection(msgspec.Struct, frozen=True, kw_only=True):
 
     `subject`, `credential` and `expires` are those of the client's credential, if authentication
     is on. `messages` and their `bytes`, before compression, are those with documents and histories.
-    `merged` counts messages that were skipped because the socket was full. `lag` is the largest of
-    its `subscriptions`. `unsent` are bytes that its system has not received.
+    `conflated` counts messages that were skipped because the socket was full. `lag` is the largest
+    of its `subscriptions`. `unsent` are bytes that its system has not received.
     """
 
     id: str
@@ -548,7 +548,7 @@ class OpenConnection(msgspec.Struct, frozen=True, kw_only=True):
     histories: int
     messages: int
     bytes: int
-    merged: int
+    conflated: int
     lag: int | None
     pong_age: float | None
     round_trip_ms: int | None
@@ -570,7 +570,7 @@ class ClosedConnection(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     messages: int
     bytes: int
-    merged: int
+    conflated: int
 
 
 class OpenConnections(msgspec.Struct, frozen=True):
@@ -612,7 +612,7 @@ class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     closed: int
     messages: int
     bytes: int
-    merged: int
+    conflated: int
     position: Position | None
     queue: int
     commits: int

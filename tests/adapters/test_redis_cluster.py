@@ -56,3 +56,18 @@ async def test_counts_expire_when_all_nodes_are_silent(shared: SharedRedis) -> N
             await asyncio.sleep(0.02)
     for one in (node, watcher):
         await one.close()
+
+
+async def test_summaries_are_those_of_nodes_that_report(shared: SharedRedis) -> None:
+    """Each node reads those of all; that of a silent node expires."""
+    silent, other = shared.cluster(0.2), shared.cluster()
+    await silent.report_connections(1, b"silent")
+    await other.report_connections(2, b"other")
+    async with asyncio.timeout(PATIENCE):
+        while await other.summaries() != [b"other"]:  # noqa: ASYNC110  -- asking is the test
+            await asyncio.sleep(0.02)
+    await silent.report_connections(1, b"back")
+    assert sorted(await silent.summaries()) == [b"back", b"other"]
+    await other.close()
+    assert await silent.summaries() == [b"back"]
+    await silent.close()

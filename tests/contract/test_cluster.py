@@ -68,3 +68,17 @@ async def test_keys_that_were_shared_last_are_known(cluster: Cluster) -> None:
         await cluster.share_access(records)
         assert await cluster.shared_version() == records.version
         assert await cluster.shared_access() == records
+
+
+async def test_nodes_read_the_summaries_of_all(shared: Shared) -> None:
+    """The newest of each node, byte by byte; a node without one, or that left, has none."""
+    node, silent = shared.cluster(), shared.cluster()
+    assert await node.summaries() == []
+    await node.report_connections(5, b"first")
+    summary = '{"host":"n\u00e4me\n%d %s \\"}'.encode()
+    await node.report_connections(3, summary)
+    assert await node.summaries() == [summary]
+    await node.close()
+    await silent.report_connections(1)
+    assert await silent.summaries() == []
+    await silent.close()

@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
 # Codes that are sent as an HTTP status.
 LATER: Final = {
-    CloseCode.FORBIDDEN,
     CloseCode.POLICY,
     CloseCode.FULL,
 }

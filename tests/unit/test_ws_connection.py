@@ -33,7 +33,7 @@ from routecast.protocol import CloseCode
 from routecast.services.authenticator import Authenticator
 from routecast.services.renders import Renders
 from routecast.streaming.connections import ConnectionManager
-from routecast.streaming.heartbeat import Heartbeat
+from routecast.streaming.heartbeat import PING_SECONDS, Heartbeat
 from routecast.streaming.peers import Peer, Peers
 from tests.support.running_services import PATIENCE, until
 
@@ -244,6 +244,35 @@ async def test_a_client_that_closes_is_answered(client: Client) -> None:
     client._socket.shutdown(socket.SHUT_WR)
     await until(lambda: peer.closed is not None)
     assert peer.closed == CloseCode.GOING_AWAY
+
+
+async def test_an_operator_sees_the_last_pong_and_the_unsent_bytes(client: Client) -> None:
+    """A pong is measured from its ping, and not if something else came before it."""
+    await client.upgrade()
+    connection = client.connection
+    heartbeat = connection._edge.heartbeat
+    assert connection.pong() is None
+    heartbeat.pinged = heartbeat.since(0) - 3  # three seconds ago
+    connection.ping()
+    await client.read(1)
+    await client.send(lambda protocol: None)  # the pong
+    await until(lambda: connection.pong() is not None)
+    found = connection.pong()
+    assert found is not None
+    assert 3_000 <= found.round_trip_ms < 60_000
+    assert 0 <= found.age < 60
+    heartbeat.pinged = heartbeat.since(0)
+    connection.ping()
+    await client.read(1)
+    waiting = connection.pong()
+    assert waiting is not None
+    assert waiting.round_trip_ms == found.round_trip_ms
+    assert waiting.age >= PING_SECONDS - found.round_trip_ms / 1000
+    before = connection.unsent
+    await client.fill()
+    assert connection.unsent > before + 1_000_000
+    await client.read(1)
+    await until(lambda: connection.unsent == 0)
 
 
 async def test_pings_are_answered_or_the_connection_is_aborted(client: Client) -> None:

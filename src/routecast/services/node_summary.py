@@ -59,7 +59,7 @@ class NodeReporter:
             closed=round(total_of(numbers.closed)),
             messages=round(total_of(numbers.frames_sent)),
             bytes=round(total_of(numbers.bytes_sent)),
-            merged=round(total_of(numbers.conflated)),
+            conflated=round(total_of(numbers.conflated)),
             position=self._position(),
             queue=round(total_of(numbers.queue_depth)),
             commits=round(total_of(numbers.commit_seconds, "_count")),

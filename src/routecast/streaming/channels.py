@@ -47,7 +47,7 @@ MAX_COALESCED: Final = 10_000
 class ChannelSubscription:
     """One subscription of one connection: a member of a channel (`delivery.Receiver`)."""
 
-    __slots__ = ("_before", "cohort", "connection", "encoding", "identity", "merged", "resumed")
+    __slots__ = ("_before", "cohort", "conflated", "connection", "encoding", "identity", "resumed")
 
     def __init__(
         self, connection: Connection, encoding: Encoding | None = None, identity: str = ""
@@ -59,7 +59,7 @@ class ChannelSubscription:
         self.resumed: Version | None = None  # what its client already had when it joined
         # What it was sent, less what its cohort counts for it; see `sent`.
         self._before = NOTHING
-        self.merged = 0  # messages skipped because the socket was full
+        self.conflated = 0  # messages skipped because the socket was full
 
     @property
     def channel(self) -> "Channel | None":
@@ -105,12 +105,12 @@ class ChannelSubscription:
         if is_sent:
             self._before += one_message(payload)
         else:
-            self.merged += 1
+            self.conflated += 1
 
     def skip(self, message: complex) -> None:
         """Take back a message that its cohort was sent, because this member's socket was full."""
         self._before -= message
-        self.merged += 1
+        self.conflated += 1
 
 
 _CohortKey = tuple[type[Connection], Version | None, Encoding | None, str]

@@ -58,7 +58,7 @@ class ClosedRecord(msgspec.Struct, frozen=True, gc=False):
     agent: str
     protocol: str
     sent: complex  # `sent_counts.py`
-    merged: int
+    conflated: int
 
 
 class InspectedPeer(Protocol):
@@ -80,7 +80,7 @@ class InspectedPeer(Protocol):
         ...
 
     @property
-    def merged(self) -> int:
+    def conflated(self) -> int:
         """The number of messages that were skipped because the socket was full."""
         ...
 
@@ -208,7 +208,7 @@ class ConnectionManager:
                     agent=connection.agent,
                     protocol=peer.protocol,
                     sent=peer.sent,
-                    merged=peer.merged,
+                    conflated=peer.conflated,
                 )
             )
         self._instruments.closed.labels(str(int(code)) if code in _COUNTED else "other").inc()

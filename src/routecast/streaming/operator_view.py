@@ -201,7 +201,7 @@ def _describe(
         histories=peer.histories,
         messages=messages,
         bytes=size,
-        merged=peer.merged,
+        conflated=peer.conflated,
         lag=peer.lag,
         pong_age=None if pong is None else round(pong.age, 3),
         round_trip_ms=None if pong is None else pong.round_trip_ms,
@@ -247,5 +247,5 @@ def _describe_closed(record: ClosedRecord) -> ClosedConnection:
         reason=_EXPELLED if record.is_expelled else _REASONS.get(record.code, "another code"),
         messages=messages,
         bytes=size,
-        merged=record.merged,
+        conflated=record.conflated,
     )

@@ -233,11 +233,11 @@ class V1Peer:
     """
 
     __slots__ = (
+        "_conflated",
         "_connection",
         "_flushed",
         "_histories",
         "_members",
-        "_merged",
         "_peers",
         "_pending",
         "_sent",
@@ -258,7 +258,7 @@ class V1Peer:
         # What it was sent beside its present subscriptions: histories, and subscriptions that have
         # ended.
         self._sent = NOTHING
-        self._merged = 0
+        self._conflated = 0
         self.answering = asyncio.Lock()
 
     def start(self) -> None:
@@ -335,7 +335,7 @@ class V1Peer:
             member = self._members.pop(identity)
             self._peers.channels.leave(member)
             self._sent += member.sent
-            self._merged += member.merged
+            self._conflated += member.conflated
         else:
             self._peers.histories.unsubscribe(self._histories.pop(identity))
 
@@ -414,8 +414,8 @@ class V1Peer:
         return self._sent + sum(member.sent for member in self._members.values())
 
     @property
-    def merged(self) -> int:
-        return self._merged + sum(member.merged for member in self._members.values())
+    def conflated(self) -> int:
+        return self._conflated + sum(member.conflated for member in self._members.values())
 
     @property
     def lag(self) -> int | None:

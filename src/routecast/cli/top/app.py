@@ -15,7 +15,7 @@ from routecast.cli.top.source import AdminSource, NoAnswer, Observed
 from routecast.cli.watch.keyboard import END, keyboard
 
 # Seconds between two requests.
-REFRESH_SECONDS: Final = 1.0
+TOP_SECONDS: Final = 1.0
 
 
 class Top:
@@ -61,7 +61,7 @@ class Top:
         try:
             while True:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._asked_now.wait(), REFRESH_SECONDS)
+                    await asyncio.wait_for(self._asked_now.wait(), TOP_SECONDS)
                 self._asked_now.clear()
                 shown = self._shown
                 try:

@@ -1,19 +1,16 @@
 """`routecast top`: show a server's nodes and connections in a terminal."""
 
 import asyncio
-import os
-import signal
-import sys
-from collections.abc import Coroutine
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import typer
 from rich.console import Console
 
 from routecast.cli.credential import api_key
-from routecast.cli.terminal import BAD_USAGE, TERMINATED, fail, say
-from routecast.cli.top.app import REFRESH_SECONDS, Top
+from routecast.cli.showing import run_until_left
+from routecast.cli.terminal import BAD_USAGE, fail, say
+from routecast.cli.top.app import TOP_SECONDS, Top
 from routecast.cli.top.choice import Shown
 from routecast.cli.top.screen import TopScreen
 from routecast.cli.top.source import AdminSource, NoAnswer, Observed
@@ -64,11 +61,13 @@ def top(
     source, console = AdminSource(target, api_key()), Console(highlight=False)
     try:
         if json:
-            code = _run(_print_json(source, chosen, once=once))
+            code = run_until_left(_print_json(source, chosen, once=once))
         elif once or not console.is_terminal:
-            code = _run(_print_once(str(target), source, chosen, console))
+            code = run_until_left(_print_once(str(target), source, chosen, console))
         else:
-            code = _run(Top(str(target), source, chosen, console).run())
+            code = run_until_left(Top(str(target), source, chosen, console).run())
+    except NoAnswer as error:
+        fail(error)
     finally:
         source.close()
     raise typer.Exit(code)
@@ -82,7 +81,7 @@ async def _print_once(title: str, source: AdminSource, shown: Shown, console: Co
 async def _print_json(source: AdminSource, shown: Shown, *, once: bool) -> None:
     typer.echo(_line(await asyncio.to_thread(source.observe, shown)))
     while not once:
-        await asyncio.sleep(REFRESH_SECONDS)
+        await asyncio.sleep(TOP_SECONDS)
         try:
             typer.echo(_line(await asyncio.to_thread(source.observe, shown)))
         except NoAnswer as error:
@@ -94,26 +93,3 @@ def _line(observed: Observed) -> str:
     return visible(
         msgspec.json.encode({"nodes": observed.nodes, "connections": observed.page}).decode()
     )
-
-
-def _run(showing: Coroutine[Any, Any, None]) -> int:
-    """Run until the end, Ctrl-C, a closed pipe or SIGTERM; then restore the terminal."""
-
-    async def main() -> None:
-        task = asyncio.current_task()
-        assert task
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        await showing
-
-    try:
-        asyncio.run(main())
-    except KeyboardInterrupt:
-        return 0
-    except asyncio.CancelledError:
-        return TERMINATED
-    except NoAnswer as error:
-        fail(error)
-    except BrokenPipeError:
-        # The reader of our output is gone; Python must not try to flush the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0

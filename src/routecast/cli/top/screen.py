@@ -19,7 +19,6 @@ from routecast.protocol import ClosedConnection, FollowedView, NodeSummary, Open
 _GAP: Final = 2
 # Lines around the rows: the head, headings, what is shown, the foot, and blank lines.
 _BESIDE: Final = 8
-_LEAST_CONNECTIONS: Final = 3
 # A column of text is not wider than this.
 _WIDEST: Final = 40
 
@@ -36,21 +35,21 @@ class _Column:
 _NODE_COLUMNS: Final = (
     *(_Column("node", 0, True), _Column("host", 3, True), _Column("pid", 12)),
     *(_Column("version", 11, True), _Column("up", 5), _Column("streams", 1), _Column("cpu", 2)),
-    *(_Column("memory", 4), _Column("msg/s", 2), _Column("bytes/s", 6), _Column("merged", 9)),
+    *(_Column("memory", 4), _Column("msg/s", 2), _Column("bytes/s", 6), _Column("conflated", 9)),
     *(_Column("queue", 7), _Column("commit", 8), _Column("behind", 10)),
 )
 _OPEN_COLUMNS: Final = (
     *(_Column("id", 1, True), _Column("subject", 3, True), _Column("address", 2, True)),
     *(_Column("protocol", 5, True), _Column("client", 12, True), _Column("age", 7)),
     *(_Column("views", 11, True), _Column("msg/s", 6), _Column("messages", 10)),
-    *(_Column("bytes", 0), _Column("merged", 4), _Column("lag", 3), _Column("rtt", 8)),
+    *(_Column("bytes", 0), _Column("conflated", 4), _Column("lag", 3), _Column("rtt", 8)),
     _Column("unsent", 9),
 )
 _CLOSED_COLUMNS: Final = (
     *(_Column("id", 1, True), _Column("subject", 3, True), _Column("address", 2, True)),
     *(_Column("protocol", 6, True), _Column("client", 9, True), _Column("ended", 4)),
     *(_Column("lasted", 7), _Column("code", 0), _Column("reason", 3, True)),
-    *(_Column("messages", 8), _Column("bytes", 5), _Column("merged", 10)),
+    *(_Column("messages", 8), _Column("bytes", 5), _Column("conflated", 10)),
 )
 
 
@@ -91,7 +90,7 @@ class TopScreen:
         state = ""
         if seen is not None:
             nodes, streams = seen.nodes.nodes, sum(each.connections for each in seen.nodes.nodes)
-            state = f"  {len(nodes):,} node{'s' * (len(nodes) != 1)}, {streams:,} streams"
+            state = f"  {_many(len(nodes), 'node')}, {_many(streams, 'stream')}"
             if seen.nodes.missing:
                 state += f"; others are not known: {seen.nodes.missing}"
         return Text.assemble(
@@ -100,9 +99,9 @@ class TopScreen:
 
     def _tables(self, seen: Observed, width: int, height: int) -> RenderResult:
         nodes, connections = seen.nodes.nodes, seen.page.connections
-        room = max(height - _BESIDE, _LEAST_CONNECTIONS + 1)
+        room = max(height - _BESIDE, 2)
         shown_nodes = nodes[: max(1, room - min(len(connections), max(room // 2, 1)))]
-        rows = connections[: max(room - len(shown_nodes), _LEAST_CONNECTIONS)]
+        rows = connections[: max(room - len(shown_nodes), 1)]
         newest = max((each.position.seq for each in nodes if each.position), default=0)
         now = max((seconds_of(each.at) for each in nodes if each.node == seen.page.node), default=0)
         yield Text()
@@ -127,6 +126,10 @@ class TopScreen:
             yield _table(_OPEN_COLUMNS, opened, width)
 
 
+def _many(count: int, word: str) -> str:
+    return f"{count:,} {word}{'s' * (count != 1)}"
+
+
 def _node(node: NodeSummary, rate: Rate | None, newest: int) -> list[str]:
     commit = 1000 * node.commit_seconds / node.commits if node.commits else None
     return [
@@ -139,7 +142,7 @@ def _node(node: NodeSummary, rate: Rate | None, newest: int) -> list[str]:
         fmt.DASH if rate is None else f"{100 * max(rate.cpu, 0):.0f}%",
         fmt.size(node.memory_bytes),
         *_rates(rate),
-        fmt.count(node.merged),
+        fmt.count(node.conflated),
         fmt.count(node.queue),
         fmt.latency(commit),
         fmt.DASH if node.position is None else fmt.count(max(0, newest - node.position.seq)),
@@ -158,7 +161,7 @@ def _opened(one: OpenConnection, rate: Rate | None, now: float) -> list[str]:
         _rates(rate)[0],
         fmt.count(one.messages),
         fmt.size(one.bytes),
-        fmt.count(one.merged),
+        fmt.count(one.conflated),
         fmt.count(one.lag),
         fmt.DASH if one.round_trip_ms is None else f"{one.round_trip_ms:,} ms",
         fmt.size(one.unsent),
@@ -178,7 +181,7 @@ def _closed(one: ClosedConnection, now: float) -> list[str]:
         one.reason,
         fmt.count(one.messages),
         fmt.size(one.bytes),
-        fmt.count(one.merged),
+        fmt.count(one.conflated),
     ]
 
 

@@ -17,7 +17,7 @@ from routecast.client.url import Server
 from routecast.protocol import ClosedConnections, NodeSummaries, OpenConnections
 
 # The maximum time of one request, in seconds.
-ASK_SECONDS: Final = 5.0
+TOP_ANSWER_SECONDS: Final = 5.0
 
 _CONNECTIONS: Final = "/v1/admin/connections"
 _NOT_ALLOWED: Final = frozenset({http.client.UNAUTHORIZED, http.client.FORBIDDEN})
@@ -101,11 +101,11 @@ class AdminSource:
         if exchange is None or exchange.url != url:
             if exchange is not None:
                 exchange.close()
-            exchange = self._exchanges[path] = Exchange(url, ASK_SECONDS)
+            exchange = self._exchanges[path] = Exchange(url, TOP_ANSWER_SECONDS)
         try:
             answer = exchange.get(self._headers)
         except TimeoutError:
-            raise NoAnswer(f"{self._server} did not answer in {ASK_SECONDS:g} s") from None
+            raise NoAnswer(f"{self._server} did not answer in {TOP_ANSWER_SECONDS:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             serve = f"{command_name()} serve"

@@ -2,9 +2,6 @@
 
 import asyncio
 import logging
-import os
-import signal
-import sys
 from collections.abc import Coroutine
 from typing import Annotated, Any, Final, Literal
 
@@ -13,7 +10,8 @@ import typer
 from rich.console import Console
 
 from routecast.cli.credential import api_key
-from routecast.cli.terminal import BAD_USAGE, FAILED, TERMINATED, command_name, fail, say
+from routecast.cli.showing import run_until_left
+from routecast.cli.terminal import BAD_USAGE, FAILED, command_name, fail, say
 from routecast.cli.watch.app import WATCHED_FIELDS, show_live, status
 from routecast.cli.watch.options import Choice
 from routecast.cli.watch.screen import Screen
@@ -130,26 +128,11 @@ async def _first(target: Server, token: str | None, choice: Choice) -> tuple[Met
 
 def _run(showing: Coroutine[Any, Any, None]) -> int:
     """Run until the end, Ctrl-C, a closed pipe or SIGTERM; then restore the terminal."""
-
-    async def main() -> None:
-        task = asyncio.current_task()
-        assert task
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        await showing
-
     try:
-        asyncio.run(main())
-    except KeyboardInterrupt:
-        return 0
-    except asyncio.CancelledError:
-        return TERMINATED
+        return run_until_left(showing)
     except (BadRequest, Refused) as error:
         bad_usage = isinstance(error, BadRequest)
         fail(f"the server refused the stream: {error}", BAD_USAGE if bad_usage else FAILED)
     except (msgspec.ValidationError, ArithmeticError, RecursionError) as error:
         # ArithmeticError: numbers that are larger than any of Routecast's.
         fail(f"the server's messages are not Routecast's: {error}")
-    except BrokenPipeError:
-        # The reader of our output is gone; Python must not try to flush the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
