@@ -169,6 +169,7 @@ async def test_lag_is_known_of_clients_that_acknowledge(
         connection.subscribe("all")
         connection.subscribe("none", filter={"strategy": ["never"]})
         quiet.subscribe()
+        await fanout.go(0.5)
         for _ in range(3):
             fanout.commit()
             await fanout.go(0.5)
