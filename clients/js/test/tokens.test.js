@@ -44,6 +44,7 @@ async function outcome({ event, does }, { server, subscription, connection, id, 
     connection.send(EXPIRING);
     connection.snapshot(id, 2, { total_decisions: 2 });
     await documents.next();
+    await new Promise((resolve) => setImmediate(resolve)); // after the function's promise
     subscription.close();
     const { type, token } = await connection.next();
     if (type === "refresh") assert.equal(token, "t2");

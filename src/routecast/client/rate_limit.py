@@ -67,6 +67,8 @@ class RateLimitedSender:
             if earlier and not isinstance(earlier[0][0], Unsubscribe):
                 return  # the server has not received the request
         if isinstance(message, Refresh):  # the server waits for it only until the token expires
+            if self._waiting and isinstance(self._waiting[0][0], Refresh):
+                self._waiting.popleft()  # an older token
             self._waiting.appendleft((message, self._encode(message)))
         else:
             self._waiting.append((message, self._encode(message)))
