@@ -339,7 +339,7 @@ class SlowAuthenticator:
 
 
 @pytest.fixture
-def slow(client: Client) -> SlowAuthenticator:
+async def slow(client: Client) -> SlowAuthenticator:
     """The authenticator of the server of `client`."""
     authenticator = SlowAuthenticator()
     client.edge.admission.access = Access(cast(Authenticator, authenticator))

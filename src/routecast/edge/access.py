@@ -10,7 +10,7 @@ import asyncio
 import re
 from base64 import urlsafe_b64decode
 from binascii import Error
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import unquote_plus
 
@@ -34,8 +34,6 @@ _TOKEN: Final = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
 _BASE64URL: Final = re.compile(rb"[A-Za-z0-9_-]+")
 _PRINCIPAL: Final = "routecast.principal"
 _HOW: Final = "send a token or an API key as `Authorization: Bearer`"
-
-Fields = Iterable[tuple[bytes, bytes]]
 
 
 class Access:

@@ -26,7 +26,7 @@ from routecast.protocol import Problem
 MEDIA_TYPE = "application/problem+json"
 # Tells browsers to trust an answer's content type, and not to guess (WHATWG Fetch, 3.6).
 NOSNIFF = (b"x-content-type-options", b"nosniff")
-_BEARER = 'Bearer realm="routecast"'
+_CHALLENGE = 'Bearer realm="routecast"'
 # What an `error_description` must not contain (RFC 6750, 3).
 _NOT_DESCRIBED = re.compile(r'[^ -~]|["\\]')
 
@@ -74,11 +74,11 @@ def respond_error(error: RoutecastError) -> Response:
 def _challenge(error: BadCredential | MissingScope) -> str:
     """Return what a client needs to be let in (RFC 6750, 3)."""
     if isinstance(error, MissingScope):
-        return f'{_BEARER}, error="insufficient_scope", scope="{error.scope}"'
+        return f'{_CHALLENGE}, error="insufficient_scope", scope="{error.scope}"'
     if not error.invalid:
-        return _BEARER
+        return _CHALLENGE
     why = _NOT_DESCRIBED.sub("'", str(error))
-    return f'{_BEARER}, error="invalid_token", error_description="{why}"'
+    return f'{_CHALLENGE}, error="invalid_token", error_description="{why}"'
 
 
 async def on_routecast_error(_: Request, error: Exception) -> Response:
