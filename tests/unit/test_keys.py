@@ -6,7 +6,7 @@ import pytest
 
 from routecast.core import keys as module
 from routecast.core.access import ANYONE, Principal, Scope
-from routecast.core.decision import HOUR, MINUTE
+from routecast.core.decision import MINUTE
 from routecast.core.key_rows import key_row, pack_records, records_of, unpack_records
 from routecast.core.keys import (
     KEY_ALPHABET,
@@ -32,7 +32,7 @@ from routecast.core.keys import (
 )
 from routecast.core.times import SECOND
 from routecast.errors import BadChange, BadCredential
-from tests.support.decisions import NOW
+from tests.support.decisions import HOUR, NOW
 from tests.support.keys import a_revocation, an_api_key, text_of
 
 KEY = an_api_key(1)

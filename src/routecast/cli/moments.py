@@ -6,10 +6,10 @@ from typing import Final
 
 from routecast.cli.terminal import BAD_USAGE, fail
 from routecast.core.claims import LAST_SECOND
-from routecast.core.decision import DAY, HOUR, MINUTE
+from routecast.core.decision import DAY, MINUTE
 from routecast.core.times import SECOND, read_time
 
-_UNITS: Final = {"s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
+_UNITS: Final = {"s": SECOND, "m": MINUTE, "h": 60 * MINUTE, "d": DAY}
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
 
 
