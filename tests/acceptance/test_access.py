@@ -28,6 +28,7 @@ from routecast.core.claims import LEEWAY
 from routecast.server.app import create_app
 from routecast.server.config import Settings
 from tests.support.command import routecast
+from tests.support.needs import skip_as_meant
 from tests.support.raw import RawConnection, upgrade_request
 from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive
@@ -36,12 +37,20 @@ from tests.support.v1 import JSON, MSGPACK, V1Client
 from tests.support.waiting import until
 
 AUDIENCE, ISSUER = "routecast", "https://login.example"
-# By the names that a request line has; a parameter in braces has this value.
-PARAMETERS: Final = {"{path:path}": "client/routecast.js"}
+# The values of parameters in paths.
+PARAMETERS: Final = {"{path:path}": "client/routecast.js", "{identity}": "0123456789abcdef"}
 ROUTES: Final = list(SCOPE_OF_ROUTE)
-GOOD_STATUS: Final = {("GET", "/ws/metrics"): 426, ("OPTIONS", "/ws/metrics"): 204}
-OURS, THEIRS = "ours", "theirs"
-DECISION: Final = {"strategy": "s", "provider": "p", "project": OURS}
+# The answers to those who are let in, where it is not 200.
+GOOD_STATUS: Final = {
+    ("GET", "/ws/metrics"): 426,
+    ("OPTIONS", "/ws/metrics"): 204,
+    ("DELETE", "/v1/admin/connections/{identity}"): 404,
+}
+# Projects with decisions from the start, and one for all decisions that tests send.
+OURS, THEIRS, SENT = "alpha", "beta", "sent"
+DECISION: Final = {"strategy": "s", "provider": "p", "project": SENT}
+# Other WebSocket libraries refuse longer lines themselves.
+MAX_LINE: Final = 8_192
 
 
 def token(scope: str = "read write admin decisions", *, key: Any = None, **changed: Any) -> str:
@@ -153,7 +162,8 @@ def answers(
 ) -> list[Answer]:
     """Return the answers of a route: to a request, and if it is the stream's, to an upgrade."""
     given = [ask(server, route, credential, query)]
-    if route == ("GET", "/ws/metrics"):
+    too_long = server.edge == "portable" and len(credential or "") > MAX_LINE
+    if route == ("GET", "/ws/metrics") and not too_long:
         given.append(upgrade(server, credential, query))
     return given
 
@@ -190,6 +200,10 @@ def test_the_table_has_every_route(tmp_path: Path) -> None:
 
 def routes_of(route: BaseRoute) -> Iterator[tuple[str, str]]:
     """Yield the methods and the path of a route; an upgrade is a GET, and HEAD is one too."""
+    if (router := getattr(route, "original_router", None)) is not None:
+        for each in router.routes:
+            yield from routes_of(each)
+        return
     methods = getattr(route, "methods", None) or {"GET"}
     for method in sorted(methods - {"HEAD"}):
         yield method, getattr(route, "path", "")
@@ -359,6 +373,8 @@ def test_a_browser_sends_its_token_as_a_subprotocol(server: Server, subprotocol:
 def test_a_bad_token_in_a_subprotocol_is_refused(server: Server, kind: str) -> None:
     """Before the upgrade, as one in `Authorization`."""
     credential = BAD[kind]()
+    if server.edge == "portable" and len(credential) > MAX_LINE:
+        skip_as_meant("the library of this server refuses so long a line")
     answer = upgrade(server, sec_websocket_protocol=f"{JSON}, {protocol(credential)}")
     assert answer.status == 401
     assert protocol(credential) not in f"{answer.headers} {answer.body!r}"
@@ -370,7 +386,7 @@ def test_a_malformed_subprotocol_is_refused(server: Server, content: str) -> Non
     answer = upgrade(server, sec_websocket_protocol=f"{JSON}, routecast.bearer.{content}")
     if server.edge == "native":
         assert answer.status == 401
-        assert f"bearer.{content}" not in f"{answer.headers} {answer.body!r}"
+        assert not content or f"bearer.{content}" not in f"{answer.headers} {answer.body!r}"
     else:
         assert answer.status in (400, 401)
 
@@ -663,11 +679,8 @@ async def test_revoking_ends_requests_and_streams(server: Server) -> None:
         for answer in await asyncio.to_thread(answers, server, route, revoked):
             assert answer.status == 401
             assert "revoked" in answer.problem["detail"]
-        assert (await asyncio.to_thread(answers, server, route, kept))[-1].status in (
-            101,
-            200,
-            204,
-        )
+        answer = await asyncio.to_thread(ask, server, route, kept)
+        assert answer.status == GOOD_STATUS.get(route, 200)
 
 
 @pytest.fixture(params=EDGES)
