@@ -23,9 +23,13 @@ SECOND = NOW // 10**6
 ALGORITHMS = ("HS256", "RS256", "ES256", "EdDSA")
 
 
-@cache
 def private(algorithm: str, number: int = 0) -> Any:
     """Return a private key, or the secret; another one for each number."""
+    return _made(algorithm, number)
+
+
+@cache
+def _made(algorithm: str, number: int) -> Any:
     if algorithm == "HS256":
         return f"{SECRET} {number}" if number else SECRET
     if algorithm == "RS256":

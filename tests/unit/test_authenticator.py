@@ -327,7 +327,7 @@ async def test_known_keys_survive_an_outage(
 ) -> None:
     """The service is `failing`, and works again by itself."""
     monkeypatch.setattr(key_refresh, "FIRST_REFRESH_PAUSE", 0.01)
-    monkeypatch.setattr(key_refresh, "REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(key_refresh, "KEY_REFRESH_SECONDS", 0.01)
     async with running(fetching.refresh.run()):
         await until(lambda: fetching.refresh.has_keys)
         fetching.provider.away = True

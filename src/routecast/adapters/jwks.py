@@ -41,7 +41,7 @@ _MAX_NUMBER: Final = MAX_RSA_BITS // 6 + 2
 _MAX_KID: Final = 255
 
 # The algorithm of each type of key (`kty`), and the members that make the key.
-_TYPES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+_KEY_TYPES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "RSA": (RS256, ("n", "e")),
     "EC": (ES256, ("x", "y")),
     "OKP": (EDDSA, ("x",)),
@@ -228,7 +228,7 @@ def _key(entry: object) -> TokenKey | None:
     if not isinstance(entry, dict):
         return None
     kind, kid, operations = entry.get("kty"), entry.get("kid"), entry.get("key_ops", ["verify"])
-    if not isinstance(kind, str) or kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _KEY_TYPES:
         return None
     if entry.get("use", "sig") != "sig":
         return None
@@ -236,7 +236,7 @@ def _key(entry: object) -> TokenKey | None:
         return None
     if kid is not None and (not isinstance(kid, str) or len(kid) > _MAX_KID):
         return None
-    algorithm, members = _TYPES[kind]
+    algorithm, members = _KEY_TYPES[kind]
     if entry.get("alg", algorithm) != algorithm:
         return None
     # The public part alone, whatever else the entry has in it.

@@ -42,7 +42,7 @@ MAX_KEY_FILE: Final = 65_536
 MAX_TOKEN_HEADER: Final = 4_096
 # The types of tokens that are accepted (`typ`, without `application/`). Others are made for another
 # purpose, such as signing out, even if the same issuer signs them (RFC 8725, 3.11).
-_TYPES: Final = frozenset({"jwt", "at+jwt"})
+_TOKEN_TYPES: Final = frozenset({"jwt", "at+jwt"})
 
 _PEM: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 _KEY_KINDS: Final = "an RSA key of 2,048 to 8,192 bits, a P-256 key or an Ed25519 key"
@@ -245,6 +245,6 @@ def _header(token: str) -> _Header:
     for member in _REFUSED_MEMBERS:
         if getattr(header, member) is not UNSET:
             raise BadCredential(f"the token's header must not have `{member}`")
-    if header.typ.lower().removeprefix("application/") not in _TYPES:
+    if header.typ.lower().removeprefix("application/") not in _TOKEN_TYPES:
         raise BadCredential("the token is of another type (`typ`) than JWT or at+jwt")
     return header

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 # The name of the service, in `/health` and in the log.
 KEY_SERVICE: Final = "jwks"
 # Seconds between two fetches.
-REFRESH_SECONDS: Final = 300.0
+KEY_REFRESH_SECONDS: Final = 300.0
 # A token with an unknown key causes a fetch if the last one began at least this long ago (seconds).
 UNKNOWN_KEY_SECONDS: Final = 60.0
 # Pauses after a failed fetch, in seconds: each is twice the one before.
@@ -88,7 +88,7 @@ class KeyRefresh:
             else:
                 self._supervisor.works(KEY_SERVICE)
                 backoff.reset()
-                pause = REFRESH_SECONDS
+                pause = KEY_REFRESH_SECONDS
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wanted.wait()
