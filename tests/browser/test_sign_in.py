@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Request, expect
 
+from tests.support.command import routecast
 from tests.support.credentials import SIGNED, bearer, token
+from tests.support.default_stream_server import plain_server
 from tests.support.server import Server
 from tests.support.tab import Tab
+from tests.support.waiting import until
 
 DECISION = {"strategy": "hybrid", "provider": "gemini"}
 # All places in which a script could find a credential later.
@@ -176,3 +179,67 @@ def test_without_authentication_there_is_no_form(server: Server, tab: Tab) -> No
     expect(page.get_by_role("status")).to_have_text("Live")
     expect(page.get_by_role("heading", name="Sign in")).to_be_hidden()
     assert page.url == f"{server.url}/"
+
+
+def test_a_key_made_by_the_command_signs_in(closed_server: Server, tab: Tab) -> None:
+    """Until it is revoked: then the page shows the form."""
+    made = routecast("keys", "create", "--name", "screen", "--scope", "read", env=closed_server.env)
+    assert made.returncode == 0, made.stderr
+    found = re.search(r"rc_\S+", made.stdout)
+    assert found
+    header = bearer(found[0])
+    until(lambda: closed_server.http.get("/routing/metrics", headers=header).status_code == 200)
+    page = tab.page
+    page.goto(f"{closed_server.url}/#key={found[0]}")
+    expect_numbers(page, 2)
+    revoked = routecast("keys", "revoke", "screen", env=closed_server.env)
+    assert revoked.returncode == 0, revoked.stderr
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect_form(page)
+
+
+# -- the client in pages of other sites -----------------------------------------------------------
+
+FOLLOW = """async ({ url, token }) => {
+    const { connect } = await import("/client/routecast.js");
+    const client = connect(url, { firstDelay: 100, longestDelay: 100, token });
+    return await new Promise((resolve) => {
+        client.onState((state) => {
+            const { name, reason } = state;
+            if (name === "closed" || name === "reconnecting") resolve([name, reason]);
+        });
+        client.subscribe({}, (metrics) => resolve(["shown", String(metrics.total_decisions)]));
+    });
+}"""
+
+
+def test_a_page_of_an_allowed_site_sends_a_token(tmp_path: Path, tab: Tab) -> None:
+    """It is shown numbers, or why it is refused."""
+    with plain_server() as site:
+        env = {**SIGNED, "ROUTECAST_ALLOWED_ORIGINS": site}
+        with Server(tmp_path, env=env) as server:
+            tab.page.goto(site)
+
+            def follow(given: str | None) -> list[str]:
+                found: list[str] = tab.page.evaluate(FOLLOW, {"url": server.url, "token": given})
+                return found
+
+            assert follow(token("read")) == ["shown", "0"]
+            for given in (None, "rc_wrong"):
+                name, reason = follow(given)
+                assert name == "closed"
+                assert reason.endswith("; a valid token or API key is needed")
+            name, reason = follow(token("write"))
+            assert name == "closed"
+            assert "`read`" in reason
+
+
+def test_a_token_is_no_hindrance_without_authentication(tmp_path: Path, tab: Tab) -> None:
+    """A page of another site that gives one is told why it is refused."""
+    with plain_server() as site, Server(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "1"}) as server:
+        tab.page.goto(site)
+        given = {"url": server.url, "token": "rc_anything"}
+        assert tab.page.evaluate(FOLLOW, given) == ["shown", "0"]
+        name, reason = tab.page.evaluate(FOLLOW, given)
+        assert name == "reconnecting"
+        assert "too many connections" in reason

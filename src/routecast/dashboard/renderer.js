@@ -105,7 +105,7 @@ export class PageRenderer {
     const section = byId("sign-in");
     const appears = section.hidden && needed;
     section.hidden = !needed;
-    const problem = needed && hasCredential && stream.name === "closed" ? stream.reason : "";
+    const problem = needed && hasCredential && stream.name === "closed" ? `Not accepted: ${stream.reason}.` : "";
     show("sign-in-problem", problem);
     byId("sign-in-problem").hidden = problem === "";
     if (appears) byId("credential").focus();

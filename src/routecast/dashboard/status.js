@@ -56,7 +56,7 @@ export function describe(page, now) {
       return { word: "Reconnecting", countdown: ` in ${seconds} s`, tone: "wait", reason: stream.reason, canRetry: true };
     }
     case "closed":
-      if (needsSignIn(page)) return stale(page.hasCredential ? stream.reason : "", "Sign in", false);
+      if (needsSignIn(page)) return stale("", "Sign in", false); // the form says why
       return stale(isForbidden(page) ? "the server refuses this page" : stream.reason, "Refused");
     case "stale":
       return stale(stream.reason);
@@ -135,6 +135,7 @@ function stale(reason, word = "Stale", canRetry = true) {
  * @param {number} now in ms since 1970
  */
 export function describeAge(page, status, now) {
+  if (needsSignIn(page)) return "";
   if (!page.metrics) return status.reason ? `No numbers yet: ${status.reason}` : "";
   const age = now - page.receivedAt;
   const recent = age < 2_000;
