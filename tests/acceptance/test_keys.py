@@ -330,7 +330,7 @@ def test_each_refused_revocation_is_one_line(signed: Server, words: str, reason:
 def test_all_nodes_know_keys(postgres: Postgres, tmp_path: Path) -> None:
     """Those that only stream learn them through Redis; without it they keep what they know."""
     with RedisServer(tmp_path / "redis") as redis:
-        shared = {"database_url": postgres.create(), "redis_url": redis.url}
+        shared: dict[str, Any] = {"database_url": postgres.create(), "redis_url": redis.url}
         key = new_key(shared["database_url"], "first")
         with (
             Server(tmp_path / "one", **shared) as one,

@@ -87,7 +87,7 @@ class RedisCluster:
 
     async def share_access(self, records: AccessRecords) -> None:
         packed = await asyncio.to_thread(pack_records, records)
-        held = {"version": records.version, "records": packed}
+        held: dict[Any, Any] = {"version": records.version, "records": packed}
         await self._link.call(lambda redis: redis.hset(self._access, mapping=held), _number)
 
     async def shared_version(self) -> str | None:
