@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from tests.support.command import routecast
 from tests.support.credentials import SIGNED, bearer, token
@@ -56,13 +56,12 @@ def becomes(server: Server, key: str | None, expected: int) -> None:
 
 
 class Watched:
-    """A stream that is open, or the code that it was closed with."""
+    """A stream that is read, and the code that it was closed with; None while it is open."""
 
-    def __init__(self, server: Server, key: str | None) -> None:
-        headers = bearer(key) if key else {}
-        self._socket = connect(f"{server.ws_url}?interval=0.1", additional_headers=headers)
-        self._socket.recv()
+    def __init__(self, socket: ClientConnection) -> None:
         self.code: int | None = None
+        self._socket = socket
+        socket.recv()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -73,22 +72,13 @@ class Watched:
         except ConnectionClosed as closed:
             self.code = closed.rcvd.code if closed.rcvd else 1006
 
-    @property
-    def is_open(self) -> bool:
-        return self.code is None
-
-    def close(self) -> None:
-        self._socket.close()
-        self._reader.join()
-
 
 @contextmanager
 def watching(server: Server, key: str | None) -> Iterator[Watched]:
-    stream = Watched(server, key)
-    try:
-        yield stream
-    finally:
-        stream.close()
+    """A stream that is open at first."""
+    headers = bearer(key) if key else {}
+    with connect(f"{server.ws_url}?interval=0.1", additional_headers=headers) as socket:
+        yield Watched(socket)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +163,7 @@ def test_revoked_key_ends_its_streams(keyed: tuple[Server, str]) -> None:
         assert "is revoked" in run(server, "keys", "revoke", "lost")
         until(lambda: ended.code == 4401)
         assert status(server, lost) == 401
-        assert stays.is_open
+        assert stays.code is None
     assert listed(server)["lost"]["state"] == "revoked"
     answer = server.http.get(METRICS, headers=bearer(lost))
     assert "was revoked" in answer.text
@@ -189,7 +179,7 @@ def test_rotated_key_is_accepted_during_the_overlap(keyed: tuple[Server, str]) -
         new = run(server, "keys", "rotate", "rotated", "--overlap", "1h").strip()
         becomes(server, new, 200)
         assert status(server, old) == 200
-        assert stream.is_open
+        assert stream.code is None
         assert (listed(server)["rotated"]["projects"], len(new)) == (["search"], len(old))
         again = run(server, "keys", "rotate", new[3:11], "--overlap", "1s").strip()
         becomes(server, new, 401)
@@ -273,7 +263,7 @@ def test_tokens_are_revoked(signed: Server) -> None:
         assert "revoked" in run(signed, "token", "revoke", "--jti", "one")
         until(lambda: ended.code == 4401)
         assert status(signed, one) == 401
-        assert stays.is_open
+        assert stays.code is None
         run(signed, "token", "revoke", "--subject", "bob", "--until", "1h")
         until(lambda: stays.code == 4401)
     assert [status(signed, each) for each in (two, other)] == [401, 200]
