@@ -1,6 +1,5 @@
 """The opening handshake, by `websockets`: the request, the negotiated terms, and the answer."""
 
-import logging
 from binascii import Error, a2b_base64
 from collections.abc import Collection, Sequence
 from functools import lru_cache
@@ -22,10 +21,8 @@ from websockets.utils import accept_key
 from routecast.edge.access import BEARER_PROTOCOL, find_credential, split_bearers
 from routecast.edge.problem import NOSNIFF, respond_error
 from routecast.edge.ws.frames import WINDOW_BITS
+from routecast.edge.ws.messages import silent_log
 from routecast.errors import RoutecastError
-
-_silent = logging.getLogger("routecast.websockets")  # for `websockets`: it logs errors only
-_silent.setLevel(logging.ERROR)
 
 _DEFLATE_TERMS: Final = ServerPerMessageDeflateFactory(
     server_no_context_takeover=True, client_no_context_takeover=True
@@ -136,7 +133,7 @@ class Handshakes:
             # None is the default stream: the client requests no subprotocol that the server has.
             return next((name for name in offered if name in subprotocols), None)
 
-        self._protocol = ServerProtocol(select_subprotocol=choose, logger=_silent)
+        self._protocol = ServerProtocol(select_subprotocol=choose, logger=silent_log)
         self._agree_on = lru_cache(REMEMBERED_TERMS)(self._try)
 
     def answer(self, request: UpgradeRequest) -> Agreement:

@@ -5,6 +5,7 @@ no part of a message. `websockets`' sans-I/O `Protocol` parses frames and detect
 """
 
 import codecs
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -14,6 +15,10 @@ from websockets.protocol import SEND_EOF, Protocol, Side, State
 from websockets.streams import StreamReader
 
 from routecast.protocol import MAX_MESSAGE_BYTES, CloseCode
+
+# For `websockets`: errors only. At the level debug it would log messages, and one has a token.
+silent_log: Final = logging.getLogger("routecast.websockets")
+silent_log.setLevel(logging.ERROR)
 
 _AT_A_FRAME: Final = StreamReader.at_eof.__code__
 _new_decoder: Final = codecs.getincrementaldecoder("utf-8")
@@ -51,7 +56,9 @@ class MessageAssembler:
     def __init__(
         self, extensions: Sequence[Extension], max_message_bytes: int = MAX_MESSAGE_BYTES
     ) -> None:
-        self._protocol = _Frames(Side.SERVER, state=State.OPEN, max_size=max_message_bytes)
+        self._protocol = _Frames(
+            Side.SERVER, state=State.OPEN, max_size=max_message_bytes, logger=silent_log
+        )
         self._protocol.extensions = list(extensions)
         self._answers: list[bytes] = []
         self._opcode = Opcode.TEXT
