@@ -813,7 +813,9 @@ def shown_by(server: Server, secrets: dict[str, str]) -> Iterator[tuple[str, byt
         for route in ROUTES:
             yield from shown(route, *answers(server, route, secret))
             for name in ("token", "api_key"):
-                yield from shown(name, *answers(server, route, None, f"?{name}={secret}"))
+                yield from shown(name, ask(server, route, None, f"?{name}={secret}"))
+        if server.edge == "native":  # other servers log the URLs of upgrades, which is why
+            yield from shown("upgrade", upgrade(server, query=f"?token={secret}"))
         offers = [protocol(secret)]
         if server.edge == "native":  # another server's library answers what is malformed itself
             offers += [f"x {protocol(secret)}", f'"{protocol(secret)}']

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from routecast.core.view import VIEW_PARAMETERS
+from tests.support.credentials import SIGNED, bearer, token
 from tests.support.server import Server
 from tests.support.stream import receive
 from tests.support.v1 import v1_client
@@ -94,11 +96,22 @@ def test_golden_messages_are_described(described: Described, name: str) -> None:
         described.check(operation, {**case["message"], "type": "dance"})
 
 
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Server]:
+    """A server with authentication."""
+    with Server(tmp_path / "guarded", env=SIGNED) as running:
+        yield running
+
+
 async def test_messages_of_a_real_server_are_described(
-    server: Server, described: Described
+    server: Server, guarded: Server, described: Described
 ) -> None:
     """Every kind of message of a real connection fits its description."""
     seen = set()
+    short = bearer(token("read", seconds=20))
+    async with v1_client(guarded, additional_headers=short) as client:
+        expiring = await client.receive_until(lambda message: message["type"] == "token_expiring")
+        seen.add(described.check("send", expiring))
     async with v1_client(server) as client:
         asked: list[dict[str, Any]] = [
             {"type": "subscribe", "id": "all", "interval": 0.1, "fields": EVERYTHING.split(",")},
