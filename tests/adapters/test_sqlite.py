@@ -176,8 +176,8 @@ async def assert_reopens(path: Path, decisions: list[DecisionRecord]) -> None:
 
 async def test_database_without_keys_gets_room_for_them(path: Path) -> None:
     """It is that of the version before keys; its decisions and its epoch stay."""
-    with apsw.Connection(str(path)) as older:
-        older.execute("PRAGMA journal_mode = WAL")
+    older = apsw.Connection(str(path))
+    older.execute("PRAGMA journal_mode = WAL")
     with older:
         for _, script in SQLITE_MIGRATIONS[: FIRST_SQLITE_WITH_KEYS - 1]:
             older.execute(script)
