@@ -151,6 +151,8 @@ def describe(schema: dict[str, Any]) -> None:
     schema["components"]["securitySchemes"] = {"bearer": BEARER}
     for path, methods in schema["paths"].items():
         for name, method in methods.items():
+            if path != DECISIONS:
+                method["responses"].pop("422", None)  # FastAPI's, for texts that are always valid
             method["responses"]["421"] = {
                 "description": "`Host` is not a name of this server; see ROUTECAST_ALLOWED_HOSTS.",
                 **PROBLEM,

@@ -53,6 +53,7 @@ def operator_router(
 
     @router.delete(
         f"{CONNECTIONS}/{{identity}}",
+        status_code=HTTPStatus.NO_CONTENT,
         summary="Disconnect a client",
         description="Closes the stream with 4403, after which clients do not reconnect; or, with "
         "`reconnect=true`, with 1012 and a time to reconnect after.",
