@@ -76,6 +76,20 @@ def test_any_changed_character_is_noticed(algorithm: str, verifier: JwtVerifier)
             verifier.verify(good[:at] + other + good[at + 1 :])
 
 
+def test_a_token_has_one_spelling(verifier: JwtVerifier) -> None:
+    """Padding, other alphabets and unused bits would be other texts with the same meaning."""
+    good = token()
+    signature = good.rpartition(".")[2]
+    assert len(signature) % 4 == 3  # two bits of the last character are not used
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    at = alphabet.index(good[-1])
+    others = [good[:-1] + alphabet[at + bits] for bits in (1, 2, 3)]
+    for other in (*others, good + "=", good + "\n", good.replace(".", "=.", 1)):
+        with pytest.raises(BadCredential, match="cannot be read"):
+            verifier.verify(other)
+    assert verifier.verify(good)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_second_key_allows_for_rotation(algorithm: str) -> None:
     """Tokens of both are accepted."""

@@ -5,7 +5,7 @@ keys: it cannot have a key used with another algorithm (RFC 8725, 3.1).
 """
 
 import re
-from base64 import urlsafe_b64decode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,8 @@ MAX_TOKEN_HEADER: Final = 4_096
 # purpose, such as signing out, even if the same issuer signs them (RFC 8725, 3.11).
 _TOKEN_TYPES: Final = frozenset({"jwt", "at+jwt"})
 
+_USED: Final = {name: jwt.get_algorithm_by_name(name) for name in _ALGORITHMS}
+_BASE64URL_PART: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _PEM: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 _KEY_KINDS: Final = "an RSA key of 2,048 to 8,192 bits, a P-256 key or an Ed25519 key"
 
@@ -65,7 +67,7 @@ def secret_key(secret: str) -> TokenKey:
             f"{setting}: must be at least {MIN_SECRET} bytes, as from `openssl rand -base64 48`"
         )
     try:
-        jwt.get_algorithm_by_name(HS256).prepare_key(key)
+        _USED[HS256].prepare_key(key)
     except jwt.InvalidKeyError:
         raise BadSettings(
             f"{setting}: is a public or private key; a public key belongs into "
@@ -179,30 +181,25 @@ class JwtVerifier:
         self._keys = tuple(keys)
         self._fetch_keys = fetch_keys
         self._fetched: dict[tuple[str, str | None], TokenKey] = {}
-        self._jws = jwt.PyJWS(_ALGORITHMS)
 
     @property
     def fetches(self) -> bool:
         return self._fetch_keys is not None
 
     def verify(self, token: str) -> bytes | None:
-        header = _header(token)
-        algorithm = header.alg
-        kid = None if header.kid is UNSET else header.kid
-        for key in self._keys:
-            if key.algorithm == algorithm:
-                payload = self._payload(token, key)
-                if payload is not None:
-                    return payload
+        parts = _read_token(token)
+        algorithm = parts.header.alg
+        if any(key.algorithm == algorithm and parts.is_signed_with(key) for key in self._keys):
+            return parts.payload
         if not self.fetches or algorithm == HS256:  # no fetched key is a secret
             raise BadCredential("the token is signed with no key of this server")
+        kid = None if parts.header.kid is UNSET else parts.header.kid
         known = self._fetched_key(algorithm, kid)
         if known is None:
             return None
-        payload = self._payload(token, known)
-        if payload is None:
+        if not parts.is_signed_with(known):
             raise BadCredential("the token's signature is wrong")
-        return payload
+        return parts.payload
 
     async def fetch(self) -> bool:
         if self._fetch_keys is None:
@@ -220,22 +217,42 @@ class JwtVerifier:
         fitting = [key for key in self._fetched.values() if key.algorithm == algorithm]
         return fitting[0] if len(fitting) == 1 else None
 
-    def _payload(self, token: str, key: TokenKey) -> bytes | None:
-        """Return the payload of a token that this key signed; None if it did not."""
+
+class _SignedToken:
+    """The parts of a token (RFC 7515, 3.1); `signed` are the first two as they were sent."""
+
+    __slots__ = ("_payload", "_signature", "_signed", "header")
+
+    def __init__(self, header: _Header, signed: str, payload: str, signature: str) -> None:
+        self.header = header
+        self._signed = signed.encode("ascii")
+        self._payload = payload
+        self._signature = _decoded_part(signature, "signature")
+
+    def is_signed_with(self, key: TokenKey) -> bool:
+        """Whether a key made the signature, with the only algorithm that it is used with."""
         try:
-            payload: bytes = self._jws.decode(token, key.key, algorithms=[key.algorithm])
-        except (jwt.PyJWTError, ValueError, TypeError):
-            return None
-        return payload
+            return _USED[key.algorithm].verify(self._signed, key.key, self._signature)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            return False
+
+    @property
+    def payload(self) -> bytes:
+        """The claims as JSON. Raises BadCredential."""
+        return _decoded_part(self._payload, "payload")
 
 
-def _header(token: str) -> _Header:
-    """Return a token's header. Raises BadCredential if it cannot be read, or is refused."""
-    first, _, rest = token.partition(".")
-    if not token.isascii() or rest.count(".") != 1 or len(first) > MAX_TOKEN_HEADER:
+def _read_token(token: str) -> _SignedToken:
+    """Return the parts of a token. Raises BadCredential if it cannot be read, or is refused.
+
+    PyJWT's own function takes milliseconds for a long token, before it looks at the signature.
+    """
+    signed, _, signature = token.rpartition(".")
+    first, _, payload = signed.partition(".")
+    if not token.isascii() or "." in payload or not payload or len(first) > MAX_TOKEN_HEADER:
         raise BadCredential("this is no token: it must have three parts, with a dot between them")
     try:
-        header = _HEADER_DECODER.decode(urlsafe_b64decode(first + "=" * (-len(first) % 4)))
+        header = _HEADER_DECODER.decode(_decoded_part(first, "header"))
     except (msgspec.DecodeError, ValueError, RecursionError):
         raise BadCredential("the token's header cannot be read") from None
     if header.alg not in _ALGORITHMS:
@@ -247,4 +264,17 @@ def _header(token: str) -> _Header:
             raise BadCredential(f"the token's header must not have `{member}`")
     if header.typ.lower().removeprefix("application/") not in _TOKEN_TYPES:
         raise BadCredential("the token is of another type (`typ`) than JWT or at+jwt")
-    return header
+    return _SignedToken(header, signed, payload, signature)
+
+
+def _decoded_part(part: str, name: str) -> bytes:
+    """Return the bytes of a part in base64url, in its only spelling. Raises BadCredential."""
+    if _BASE64URL_PART.fullmatch(part):
+        try:
+            data = urlsafe_b64decode(part + "=" * (-len(part) % 4))
+        except ValueError:
+            pass
+        else:
+            if urlsafe_b64encode(data).rstrip(b"=") == part.encode("ascii"):
+                return data
+    raise BadCredential(f"the token's {name} cannot be read")
