@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from routecast import client
 from tests.support.server import EDGES, Edge, Server
-from tests.support.v1 import JSON, MSGPACK, V1Client, connected
+from tests.support.v1 import JSON, MSGPACK, V1Client, v1_client
 from tests.support.waiting import until
 
 CONNECTIONS = "/v1/admin/connections"
@@ -128,7 +128,8 @@ def test_server_sent_events_are_listed(server: Server) -> None:
     """Also the address that a stream is limited by, and what the client calls itself, cut."""
     agent = "events/" + "x" * 300
     with server.http.stream("GET", "/sse/metrics", headers={"User-Agent": agent}) as answer:
-        next(line for line in answer.iter_lines() if line.startswith("data"))
+        lines = answer.iter_lines()
+        next(line for line in lines if line.startswith("data"))
         row = one(server, agent[:200], protocol="sse")
         assert row["messages"] >= 1
         assert row["subscriptions"][0]["window"] == "all"
@@ -140,20 +141,20 @@ async def test_an_operator_keeps_a_client_away(server: Server) -> None:
     async with client.connect(server.url) as reader:
         feed = await reader.subscribe()
         await anext(feed)
-        (row,) = listed(server, protocol=JSON)
+        (row,) = listed(server, protocol=MSGPACK)
         answer = server.http.delete(f"{CONNECTIONS}/{row['id']}")
         assert (answer.status_code, answer.content) == (204, b"")
         with pytest.raises(client.Refused) as refused:
             await read_to_the_end(feed)
         assert refused.value.code == 4403
-    until(lambda: not listed(server, protocol=JSON))
+    until(lambda: not listed(server, protocol=MSGPACK))
     row = closed_one(server, row["client"])
     assert (row["code"], row["reason"]) == (4403, "an operator closed it")
 
 
 async def test_an_operator_sends_a_client_elsewhere(server: Server) -> None:
     """It gets 1012 and a time to reconnect, with a goodbye in routecast.v1."""
-    async with connected(server) as reader:
+    async with v1_client(server) as reader:
         (row,) = listed(server, protocol=JSON)
         answer = server.http.delete(f"{CONNECTIONS}/{row['id']}", params={"reconnect": "true"})
         assert answer.status_code == 204
@@ -265,7 +266,8 @@ def test_nodes_know_each_other(tmp_path: Path, redis_url: str) -> None:
         with other:
             until(lambda: len(nodes(one_node)) == len(nodes(other)) == 2)
             with other.http.stream("GET", "/sse/metrics") as answer:
-                next(line for line in answer.iter_lines() if line.startswith("data"))
+                lines = answer.iter_lines()
+                next(line for line in lines if line.startswith("data"))
                 (row,) = listed(other)
                 assert listed(one_node) == []
                 until(lambda: nodes(one_node)["stream"]["connections"] == 1)
