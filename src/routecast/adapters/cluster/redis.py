@@ -123,8 +123,9 @@ def _delete(key: str, field: str, redis: RedisClient) -> Awaitable[Any]:
 
 def _texts(reply: Any) -> list[bytes]:
     """Read the reply of the script `_SUMMARIES`, whose first word only that script returns."""
-    word, *texts = reply
-    if word != b"summaries" or not all(isinstance(text, bytes) for text in texts):
+    word, *found = reply
+    texts = [text for text in found if isinstance(text, bytes)]
+    if word != b"summaries" or len(texts) < len(found):
         raise ValueError("the summaries are not in the form that the script returns")
     return texts
 

@@ -60,11 +60,11 @@ def operator_router(
         response_class=Response,
         openapi_extra={"parameters": _DISCONNECT_QUERY, "responses": _DISCONNECT_RESPONSES},
     )
-    async def disconnect(request: Request, identity: str) -> Response:
+    async def disconnect(request: Request) -> Response:
         # A page of another site may not write.
         sites.require_allowed_origin(*origin_of(request.scope))
         may_return = _may_return(request.scope["query_string"])
-        if not view.expel(identity, may_return=may_return):
+        if not view.expel(request.path_params["identity"], may_return=may_return):
             raise NotFound("this node has no open connection with this id")
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
@@ -149,6 +149,13 @@ _CONNECTIONS_RESPONSES: Final = {
     "400": _BAD_PARAMETER,
 }
 _DISCONNECT_QUERY: Final[list[dict[str, Any]]] = [
+    {
+        "name": "identity",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"},
+        "description": "The `id` of the connection.",
+    },
     _parameter(_RECONNECT, "Whether the client may reconnect, after a while.", **_BOOLEAN),
 ]
 _DISCONNECT_RESPONSES: Final = {
