@@ -47,7 +47,7 @@ MAX_COALESCED: Final = 10_000
 class ChannelSubscription:
     """One subscription of one connection: a member of a channel (`delivery.Receiver`)."""
 
-    __slots__ = ("_before", "cohort", "conflated", "connection", "encoding", "identity", "resumed")
+    __slots__ = ("_before", "cohort", "connection", "encoding", "identity", "resumed")
 
     def __init__(
         self, connection: Connection, encoding: Encoding | None = None, identity: str = ""
@@ -59,7 +59,6 @@ class ChannelSubscription:
         self.resumed: Version | None = None  # what its client already had when it joined
         # What it was sent, less what its cohort counts for it; see `sent`.
         self._before = NOTHING
-        self.conflated = 0  # messages skipped because the socket was full
 
     @property
     def channel(self) -> "Channel | None":
@@ -100,17 +99,13 @@ class ChannelSubscription:
         self._before += self.cohort.sent
         self.cohort = None
 
-    def count(self, payload: Payload, *, is_sent: bool) -> None:
+    def count(self, payload: Payload) -> None:
         """Count a message to this member alone."""
-        if is_sent:
-            self._before += one_message(payload)
-        else:
-            self.conflated += 1
+        self._before += one_message(payload)
 
     def skip(self, message: complex) -> None:
         """Take back a message that its cohort was sent, because this member's socket was full."""
         self._before -= message
-        self.conflated += 1
 
 
 _CohortKey = tuple[type[Connection], Version | None, Encoding | None, str]
@@ -496,7 +491,8 @@ class Channels:
     def _send(self, member: ChannelSubscription, payload: Payload, version: Version | None) -> bool:
         """Send a message that leads one member to a version; return False if its socket is full."""
         is_sent = self._manager.send_personal(payload, member.connection)
-        member.count(payload, is_sent=is_sent)
+        if is_sent:
+            member.count(payload)
         channel, now = member.channel, self._timers.now()
         if is_sent and channel is not None:
             channel.place(member, version, now)

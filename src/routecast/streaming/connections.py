@@ -80,11 +80,6 @@ class InspectedPeer(Protocol):
         ...
 
     @property
-    def conflated(self) -> int:
-        """The number of messages that were skipped because the socket was full."""
-        ...
-
-    @property
     def lag(self) -> int | None:
         """The largest number of positions that a subscription is behind, if it is known."""
         ...
@@ -119,6 +114,8 @@ class ConnectionManager:
         self._connections: dict[Connection, int] = {}
         self._last_id = 0
         self._expelled: set[Connection] = set()  # those that an operator closes
+        # The messages that were skipped because the socket was full, of those that have any.
+        self._conflated: dict[Connection, int] = {}
         # The last ones that were closed, the newest at the end; and how many were closed in all.
         self.closed: deque[ClosedRecord] = deque(maxlen=MAX_CLOSED)
         self.closed_count = 0
@@ -193,6 +190,7 @@ class ConnectionManager:
             return
         is_expelled = connection in self._expelled
         self._expelled.discard(connection)
+        conflated = self._conflated.pop(connection, 0)
         if peer is not None:
             principal = peer.principal
             self.closed_count += 1
@@ -208,7 +206,7 @@ class ConnectionManager:
                     agent=connection.agent,
                     protocol=peer.protocol,
                     sent=peer.sent,
-                    conflated=peer.conflated,
+                    conflated=conflated,
                 )
             )
         self._instruments.closed.labels(str(int(code)) if code in _COUNTED else "other").inc()
@@ -223,20 +221,27 @@ class ConnectionManager:
         if connection not in self._connections:
             return False
         is_sent = connection.send(payload)
-        self._count(payload, int(is_sent), int(not is_sent))
+        self._count(payload, int(is_sent), () if is_sent else (connection,))
         return is_sent
 
     def broadcast(self, payload: Payload, batch: Batch) -> Sequence[Connection]:
         """Send a payload to all connections of a batch; return those whose socket was full."""
         skipped = batch.send(payload)
-        self._count(payload, len(batch) - len(skipped), len(skipped))
+        self._count(payload, len(batch) - len(skipped), skipped)
         return skipped
 
-    def _count(self, payload: Payload, sent: int, conflated: int) -> None:
+    def conflated(self, connection: Connection) -> int:
+        """Return how many messages an open connection was not sent: its socket was full."""
+        return self._conflated.get(connection, 0)
+
+    def _count(self, payload: Payload, sent: int, skipped: Sequence[Connection]) -> None:
         self._instruments.frames_sent.inc(sent)
         self._instruments.bytes_sent.inc(sent * len(payload.body))
-        if conflated:
-            self._instruments.conflated.inc(conflated)
+        if skipped:
+            self._instruments.conflated.inc(len(skipped))
+            for connection in skipped:
+                if connection in self._connections:
+                    self._conflated[connection] = self.conflated(connection) + 1
 
     async def close(self, seconds: float) -> None:
         """Refuse new connections, close all with 1012 and a time to reconnect, and wait.

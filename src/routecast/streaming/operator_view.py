@@ -6,6 +6,7 @@ opens or closes meanwhile may be in it or not.
 """
 
 import asyncio
+from collections.abc import Iterable
 from itertools import islice
 from typing import Final, Protocol, cast
 
@@ -65,7 +66,7 @@ class InspectedConnection(Connection, Protocol):
     peer: InspectedPeer | None  # None once it is closed
 
 
-_Found = tuple[Place, InspectedConnection]
+_Found = tuple[int, int, InspectedConnection]  # its place, and the connection
 
 
 class OperatorView:
@@ -94,18 +95,19 @@ class OperatorView:
             described: list[OpenConnection] = []
             steps, left = STEPS_PER_SLICE, STEPS_PER_PAGE
             place = None
-            for place, connection in found[: query.limit]:
+            for rank, identity, connection in found[: query.limit]:
+                place = Place(rank, identity)
                 if steps >= STEPS_PER_SLICE:
                     await self._slices.turn()
                     steps = 0
                 if connection.peer is not None:  # else it was closed meanwhile
-                    one = _describe(place.identity, connection, connection.peer)
+                    one = self._describe(identity, connection, connection.peer)
                     described.append(one)
                     cost = 1 + sum(map(_steps, one.subscriptions))
                     steps, left = steps + cost, left - cost
                     if left < 0:
                         break
-            is_last = place is None or place == found[-1][0]
+            is_last = place is None or place == found[-1][:2]
         following = None if is_last else str(place)
         return OpenConnections(self._node, total, following, described)
 
@@ -115,20 +117,34 @@ class OperatorView:
         everything = list(self._manager.open_connections())
         for first in range(0, len(everything), LOOKED_AT_ONCE):
             await self._slices.turn()
-            for each, identity in everything[first : first + LOOKED_AT_ONCE]:
-                connection = cast(InspectedConnection, each)
-                peer = connection.peer
-                if peer is None or not query.matches(
-                    peer.principal.subject, connection.client, peer.protocol
-                ):
-                    continue
-                total += 1
-                place = Place(_rank(query, peer), identity)
-                if query.after is None or place > query.after:
-                    found.append((place, connection))
-            found.sort(key=_place_of)  # fast, because most of it is sorted
-            del found[query.limit + 1 :]
+            total += _look(query, everything[first : first + LOOKED_AT_ONCE], found)
         return total, found
+
+    def _describe(
+        self, identity: int, connection: InspectedConnection, peer: InspectedPeer
+    ) -> OpenConnection:
+        principal, pong = peer.principal, connection.pong()
+        messages, size = messages_and_bytes(peer.sent)
+        expires = principal.expires
+        return OpenConnection(
+            id=write_id(identity),
+            subject=principal.subject,
+            credential=principal.credential or None,
+            expires=None if expires is None else rfc3339(round(expires * 1_000_000)),
+            address=connection.client,
+            client=connection.agent,
+            protocol=peer.protocol,
+            started=rfc3339(began(identity)),
+            subscriptions=[_follow(*each) for each in peer.followed()],
+            histories=peer.histories,
+            messages=messages,
+            bytes=size,
+            conflated=self._manager.conflated(connection),
+            lag=peer.lag,
+            pong_age=None if pong is None else round(pong.age, 3),
+            round_trip_ms=None if pong is None else pong.round_trip_ms,
+            unsent=connection.unsent,
+        )
 
     # -- closed connections ---------------------------------------------------------------------
 
@@ -166,8 +182,32 @@ class OperatorView:
         return ClosedConnections(self._node, total, following, described)
 
 
-def _place_of(found: _Found) -> Place:
-    return found[0]
+def _look(
+    query: ConnectionsQuery, connections: Iterable[tuple[Connection, int]], found: list[_Found]
+) -> int:
+    """Add to `found` the connections that may be on a page; return how many match."""
+    matching = 0
+    is_filtered = not (query.subject is query.address is query.protocol is None)
+    after = query.after or Place(-(2**63), 0)
+    last = found[query.limit][:2] if len(found) > query.limit else None
+    for each, identity in connections:
+        connection = cast(InspectedConnection, each)
+        peer = connection.peer
+        if peer is None or (is_filtered and not _matches(query, connection, peer)):
+            continue
+        matching += 1
+        rank = _rank(query, peer)
+        place = rank, identity
+        if place > after and (last is None or place < last):
+            found.append((rank, identity, connection))
+    # Two connections are never compared, because their ids differ.
+    found.sort()  # type: ignore[type-var]
+    del found[query.limit + 1 :]
+    return matching
+
+
+def _matches(query: ConnectionsQuery, connection: Connection, peer: InspectedPeer) -> bool:
+    return query.matches(peer.principal.subject, connection.client, peer.protocol)
 
 
 def _rank(query: ConnectionsQuery, peer: InspectedPeer) -> int:
@@ -180,33 +220,6 @@ def _rank(query: ConnectionsQuery, peer: InspectedPeer) -> int:
         case "lag":
             lag = peer.lag
             return 0 if lag is None else -1 - lag  # those without a lag come last
-
-
-def _describe(
-    identity: int, connection: InspectedConnection, peer: InspectedPeer
-) -> OpenConnection:
-    principal, pong = peer.principal, connection.pong()
-    messages, size = messages_and_bytes(peer.sent)
-    expires = principal.expires
-    return OpenConnection(
-        id=write_id(identity),
-        subject=principal.subject,
-        credential=principal.credential or None,
-        expires=None if expires is None else rfc3339(round(expires * 1_000_000)),
-        address=connection.client,
-        client=connection.agent,
-        protocol=peer.protocol,
-        started=rfc3339(began(identity)),
-        subscriptions=[_follow(*each) for each in peer.followed()],
-        histories=peer.histories,
-        messages=messages,
-        bytes=size,
-        conflated=peer.conflated,
-        lag=peer.lag,
-        pong_age=None if pong is None else round(pong.age, 3),
-        round_trip_ms=None if pong is None else pong.round_trip_ms,
-        unsent=connection.unsent,
-    )
 
 
 def _steps(view: FollowedView) -> int:

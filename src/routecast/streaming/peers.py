@@ -233,7 +233,6 @@ class V1Peer:
     """
 
     __slots__ = (
-        "_conflated",
         "_connection",
         "_flushed",
         "_histories",
@@ -258,7 +257,6 @@ class V1Peer:
         # What it was sent beside its present subscriptions: histories, and subscriptions that have
         # ended.
         self._sent = NOTHING
-        self._conflated = 0
         self.answering = asyncio.Lock()
 
     def start(self) -> None:
@@ -335,7 +333,6 @@ class V1Peer:
             member = self._members.pop(identity)
             self._peers.channels.leave(member)
             self._sent += member.sent
-            self._conflated += member.conflated
         else:
             self._peers.histories.unsubscribe(self._histories.pop(identity))
 
@@ -412,10 +409,6 @@ class V1Peer:
     @property
     def sent(self) -> complex:
         return self._sent + sum(member.sent for member in self._members.values())
-
-    @property
-    def conflated(self) -> int:
-        return self._conflated + sum(member.conflated for member in self._members.values())
 
     @property
     def lag(self) -> int | None:
