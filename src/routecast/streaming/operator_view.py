@@ -200,8 +200,8 @@ def _look(
         place = rank, identity
         if place > after and (last is None or place < last):
             found.append((rank, identity, connection))
-    # Two connections are never compared, because their ids differ.
-    found.sort()  # type: ignore[type-var]
+    # Connections themselves are never compared, because their ids differ.
+    found.sort()
     del found[query.limit + 1 :]
     return matching
 
