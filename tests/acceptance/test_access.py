@@ -8,9 +8,11 @@ import hashlib
 import hmac
 import json
 import re
+import threading
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
@@ -32,7 +34,8 @@ from tests.support.needs import skip_as_meant
 from tests.support.raw import RawConnection, upgrade_request
 from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive
-from tests.support.tokens import private, public_pem
+from tests.support.tokens import jwk, private, public_pem
+from tests.support.upstream import Upstream, upstream
 from tests.support.v1 import JSON, MSGPACK, V1Client
 from tests.support.waiting import until
 
@@ -717,6 +720,67 @@ async def test_the_first_key_turns_authentication_on(plain_server: Server) -> No
         await asyncio.to_thread(routecast, "keys", "revoke", "wall", *database)
         assert await close_code(client.stream) == 4401
     assert ask(server, ("GET", "/routing/metrics"), key).status == 401
+
+
+# -- credentials that are verified with a key from elsewhere --------------------------------------
+
+
+class Provider:
+    """An identity provider that answers when the test lets it."""
+
+    def __init__(self, site: Upstream) -> None:
+        self.asked, self.lets_go = threading.Event(), threading.Event()
+        body = json.dumps({"keys": [jwk("RS256", "new")]}).encode()
+        self._answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        self.url = f"http://127.0.0.1:{site.port}/jwks.json"
+        site.answer = self._give
+
+    def _give(self, _: object) -> bytes:
+        self.asked.set()
+        assert self.lets_go.wait(30)
+        return self._answer
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    """An identity provider that has not answered yet."""
+    with upstream() as site:
+        made = Provider(site)
+        yield made
+        made.lets_go.set()
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_requests_wait_for_the_key_of_their_token(
+    tmp_path: Path, provider: Provider, edge: Edge
+) -> None:
+    """On the fast path, in handshakes and on all other routes; open routes answer meanwhile."""
+    signed = jwt.encode(
+        {"sub": "ana", "scope": "read write", "exp": now() + 600},
+        private("RS256"),
+        "RS256",
+        headers={"kid": "new"},
+    )
+    asked = [("POST", "/v1/decisions"), ("GET", "/routing/metrics"), ("GET", "/sse/metrics")]
+    env = {"ROUTECAST_JWKS_URL": provider.url}
+    with (
+        Server(tmp_path / "server", env=env, edge=edge) as server,
+        ThreadPoolExecutor(8) as pool,
+        RawConnection(server.port) as leaving,
+    ):
+        assert provider.asked.wait(30)
+        leaving.send(upgrade_request(authorization=f"Bearer {signed}"))
+        waiting = [pool.submit(ask, server, route, signed) for route in asked]
+        waiting.append(pool.submit(upgrade, server, signed))
+        assert ask(server, ("GET", "/health"), signed).status == 200
+        assert ask(server, ("GET", "/routing/metrics")).status == 401
+        assert not any(each.done() for each in waiting)
+        leaving.reset()
+        provider.lets_go.set()
+        assert [each.result(30).status for each in waiting] == [200, 200, 200, 101]
+        garbage = jwt.encode({"sub": "a"}, private("RS256", 1), "RS256", headers={"kid": "no"})
+        assert ask(server, ("GET", "/routing/metrics"), garbage).status == 401
+        assert upgrade(server, garbage).status == 401
 
 
 # -- pages of other sites -------------------------------------------------------------------------
