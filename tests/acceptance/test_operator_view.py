@@ -1,19 +1,25 @@
 """The operator's view of real connections: WebSockets over both edges, and server-sent events."""
 
 import asyncio
+import os
 import re
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import jwt
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from routecast import client
+from tests.support.command import routecast
 from tests.support.server import EDGES, Edge, Server
+from tests.support.tokens import SECRET
 from tests.support.v1 import JSON, MSGPACK, V1Client, v1_client
 from tests.support.waiting import until
 
@@ -293,3 +299,32 @@ def test_the_answers_are_documented(server: Server) -> None:
     for name in ("OpenConnection", "ClosedConnection", "NodeSummary", "FollowedView"):
         for member in described[name]["properties"]:
             assert f"`{member}`" in text, f"{name}.{member}"
+
+
+async def test_whose_connection_it_is(tmp_path: Path) -> None:
+    """With authentication: the subject, the credential and its end; also of closed ones."""
+    end = int(time.time()) + 3_600
+
+    def headers(subject: str, scope: str) -> dict[str, str]:
+        claims = {"sub": subject, "scope": scope, "exp": end, "jti": f"{subject}-1"}
+        return {"Authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}"}
+
+    operator = headers("operator", "admin")
+    with Server(tmp_path, env={"ROUTECAST_JWT_SECRET": SECRET}) as server:
+        server.http.headers.update(operator)
+        async with connect(server.ws_url, additional_headers=headers("ann", "read")) as stream:
+            await stream.recv()
+            (row,) = listed(server, subject="ann")
+            assert (row["subject"], row["credential"]) == ("ann", "ann-1")
+            assert datetime.fromisoformat(row["expires"]).timestamp() == end
+            assert listed(server, subject="bob") == []
+            for given, told in (("read", "scope `admin`"), ("admin", "ann")):
+                key = headers("operator", given)["Authorization"].removeprefix("Bearer ")
+                wide = {**os.environ, "ROUTECAST_API_KEY": key, "COLUMNS": "200"}
+                done = routecast("top", "--server", server.url, env=wide)
+                assert done.returncode == (given == "read")
+                assert told in done.stdout + done.stderr
+                assert key not in done.stdout + done.stderr
+        until(lambda: listed(server, subject="ann", closed="true"))
+        (row,) = listed(server, subject="ann", closed="true")
+        assert (row["credential"], row["code"]) == ("ann-1", 1000)
