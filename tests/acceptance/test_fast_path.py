@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.credentials import SIGNED, token
 from tests.support.raw import RawConnection
 from tests.support.server import Server
 
@@ -140,3 +141,46 @@ def test_an_answer_under_way_is_given_before_the_server_stops(server: Server) ->
         assert connection.rest() == b""
     assert server.wait() == 0
     holder.close()
+
+
+# -- credentials --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with authentication."""
+    with Server(tmp_path_factory.mktemp("guarded"), env=SIGNED) as running:
+        yield running
+
+
+def test_a_request_with_a_credential_takes_the_fast_path(guarded: Server) -> None:
+    """Its answer has one field less than that of the way through ASGI."""
+    producer = f"Authorization: Bearer {token('write')}\r\n"
+    through_asgi = THROUGH_ASGI.format(port=guarded.port)
+    with RawConnection(guarded.port) as connection:
+        for more in (producer, producer + through_asgi):
+            connection.send(post(guarded, GOOD, more))
+            answer = connection.answer()
+            assert json.loads(answer.body)["accepted"] == 1
+            assert ("vary" in answer.headers) is (through_asgi in more)
+
+
+def test_a_refused_request_does_not_end_its_connection(guarded: Server) -> None:
+    """Its body is read and dropped, and the next request is answered, in any order."""
+    good, bad = (f"Authorization: Bearer {token(scope)}\r\n" for scope in ("write", "read"))
+    requests = [("", 401), (good, 200), (bad, 403), ("Authorization: x\r\n", 401), (good, 200)]
+    with RawConnection(guarded.port) as connection:
+        connection.send(b"".join(post(guarded, GOOD, more) for more, _ in requests))
+        for _, status in requests:
+            assert connection.answer().status == status
+        for more, status in requests:
+            connection.send(post(guarded, GOOD, more))
+            assert connection.answer().status == status
+
+
+def test_two_fields_with_credentials_are_refused(guarded: Server) -> None:
+    """It would be unclear which one counts."""
+    producer = f"Authorization: Bearer {token('write')}\r\n"
+    with RawConnection(guarded.port) as connection:
+        connection.send(post(guarded, GOOD, producer + producer))
+        assert connection.answer().status == 400

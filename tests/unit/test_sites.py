@@ -315,3 +315,41 @@ def test_hosts_and_origins_are_normalised() -> None:
     assert read_host("[2001:DB8::1]:80") == ("2001:db8::1", 80)
     assert read_host("A.example.") == ("a.example", None)
     assert read_origin("https://A.example.:443") == ("https", "a.example", 443)
+
+
+# -- with authentication ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed"),
+    [
+        ("https://grafana.example", "routecast.example", True),
+        ("https://a.pages.example", "routecast.example", True),
+        ("http://127.0.0.1:8000", "127.0.0.1:8000", True),
+        ("http://routecast.example:8000", "routecast.example:8000", True),
+        ("https://routecast.example", "routecast.example", True),
+        ("https://routecast.example", "routecast.example:443", True),
+        ("http://127.0.0.1:3000", "127.0.0.1:8000", False),
+        ("http://localhost:8000", "127.0.0.1:8000", False),
+        ("http://localhost:3000", "localhost:8000", False),
+        ("https://grafana.example.evil.example", "routecast.example", False),
+        ("https://grafana.example:8443", "routecast.example", False),
+        ("http://grafana.example", "routecast.example", False),
+        ("null", "routecast.example", False),
+        ("file://", "127.0.0.1", False),
+    ],
+)
+def test_with_authentication_only_listed_and_own_pages_are_allowed(
+    origin: str, host: str, allowed: bool
+) -> None:
+    """Its own ones by name, too; of this machine, no other ports."""
+    is_on = True
+    sites = Sites(
+        {"https://grafana.example", "https://*.pages.example"},
+        {"routecast.example"},
+        lambda: is_on,
+    )
+    assert sites.is_allowed_origin(origin, host) is allowed
+    assert sites.is_allowed_origin(None, host)
+    is_on = False  # the rules without authentication are others, and remembered apart
+    assert sites.is_allowed_origin("http://localhost:3000", "localhost:8000")
