@@ -34,8 +34,9 @@ async def assert_shared(url: str, prefix: str | None = None) -> None:
     await cache.invalidate(Position("e", 2))
     assert await cache.get() is None
     assert await cluster.claim("look", 600)
-    await cluster.report_connections(3)
+    await cluster.report_connections(3, b"summary")
     assert await cluster.total_connections() == 3
+    assert await cluster.summaries() == [b"summary"]
     await cache.close()
     await cluster.close()
 
