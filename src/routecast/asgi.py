@@ -5,5 +5,9 @@ Settings come from the environment (`ROUTECAST_*`).
 
 from routecast.server.app import create_app
 from routecast.server.config import load_settings
+from routecast.server.json_log import start_log
 
-app = create_app(load_settings())
+settings = load_settings()
+if settings.log_format == "json":  # else the server that runs the application decides
+    start_log(settings.log_level, settings.log_format)
+app = create_app(settings)

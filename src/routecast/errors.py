@@ -26,6 +26,10 @@ class BadParameter(RoutecastError):
         self.message = message
 
 
+class CredentialInUrl(BadParameter):
+    """A credential is in a URL, where others may read it later."""
+
+
 class NotFound(RoutecastError):
     """There is nothing at this path."""
 

@@ -17,7 +17,7 @@ async def send_through(
     app: ASGIApp, kind: str, *fields: tuple[bytes, bytes], **more: Any
 ) -> Fields:
     """Send a request through a gate that trusts 127.0.0.1; return status and headers."""
-    gate = Gate(app, Sites(hosts={"routecast.example"}), Proxies("127.0.0.1"))
+    gate = Gate(app, Sites(hosts={"routecast.example"}), Proxies("127.0.0.1"), str)
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

@@ -47,6 +47,12 @@ def serve(
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error.", show_default="info")
     ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            help="text; or json, with one object per line and the audit log.", show_default="text"
+        ),
+    ] = None,
     insecure: Annotated[
         bool | None,
         typer.Option(
@@ -72,6 +78,7 @@ def serve(
         fd=fd,
         interval=interval,
         log_level=log_level,
+        log_format=log_format,
         insecure=insecure,
     )
     raise typer.Exit(run(settings))

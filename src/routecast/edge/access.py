@@ -17,7 +17,7 @@ from urllib.parse import unquote_plus
 from starlette.types import Scope as AsgiScope
 
 from routecast.core.access import ANYONE, Principal
-from routecast.errors import BadCredential, BadHead, BadParameter, Unavailable
+from routecast.errors import BadCredential, BadHead, CredentialInUrl, Unavailable
 from routecast.services.authenticator import Authenticator
 
 BEARER_PROTOCOL: Final = b"routecast.bearer."
@@ -150,14 +150,14 @@ def _read_bearer(protocol: bytes) -> str:
 
 
 def refuse_in_query(query: bytes) -> None:
-    """Raise BadParameter if a query has a parameter for a credential."""
+    """Raise CredentialInUrl if a query has a parameter for a credential."""
     for pair in query.split(b"&") if query else ():
         name = pair.partition(b"=")[0]
         if len(name) > 100:  # no name of a credential is so long, however it is written
             continue
         plain = unquote_plus(name.decode("latin-1")).strip().lower()
         if plain in CREDENTIAL_PARAMETERS:
-            raise BadParameter(
+            raise CredentialInUrl(
                 plain,
                 "a credential must not be in a URL, which is logged and remembered, so make a new "
                 f"one; {_HOW}",
@@ -167,7 +167,7 @@ def refuse_in_query(query: bytes) -> None:
 def credential_of(scope: AsgiScope) -> str | None:
     """Return the credential of an ASGI request; None if it has none.
 
-    Raises BadCredential, BadHead, and BadParameter if it is in the URL.
+    Raises BadCredential, BadHead, and CredentialInUrl if it is in the URL.
     """
     refuse_in_query(scope["query_string"])
     authorization, bearers = None, []

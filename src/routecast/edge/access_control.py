@@ -74,6 +74,12 @@ class AccessControl:
         return known or NOBODY
 
 
+def route_of(path: str) -> str:
+    """Return a path as SCOPE_OF_ROUTE has it; "" for one that is not there."""
+    listed = listed_path(path)
+    return listed if listed in _PATHS else ""
+
+
 def listed_path(path: str) -> str:
     """Return a path as SCOPE_OF_ROUTE has it: with the names of parameters for their values."""
     if path in _PATHS:

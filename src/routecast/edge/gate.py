@@ -5,15 +5,17 @@ nosniff` to every answer.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from routecast import audit
+from routecast.core.request_trace import REQUEST_ID, read_request_id, trace_of
 from routecast.core.sites import Sites
 from routecast.edge.header_fields import read_fields
 from routecast.edge.problem import NOSNIFF, respond_error
-from routecast.edge.proxies import Proxies
+from routecast.edge.proxies import Proxies, limit_key_of
 from routecast.edge.ws.asgi_route import refuse
 from routecast.errors import RoutecastError, Unavailable
 
@@ -24,29 +26,42 @@ _FORWARDED_PROTO: Final = b"x-forwarded-proto"
 class Gate:
     """ASGI middleware around the whole application.
 
+    `route_of` returns the path as the router has it; "" for one that does not exist.
+
     Of a WebSocket it does not check which host `Host` names: `AdmissionControl` does, because most
     WebSockets do not pass here.
     """
 
-    def __init__(self, app: ASGIApp, sites: Sites, proxies: Proxies) -> None:
+    def __init__(
+        self, app: ASGIApp, sites: Sites, proxies: Proxies, route_of: Callable[[str], str]
+    ) -> None:
         self._app = app
         self._sites = sites
         self._proxies = proxies
+        self._route_of_path = route_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         scope = self._with_client(scope)
+        if audit.listens():
+            route = self._route_of(scope)
+            with audit.answering(trace_of(scope["headers"], limit_key_of(scope), route)):
+                await self._answer(scope, receive, send)
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            self._check_fields(scope)
+            fields = self._check_fields(scope)
         except RoutecastError as error:
             await refuse_request(error, scope, receive, send)
             return
         if _is_socket(scope):
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        answer = _Answer(send, read_request_id(fields.get(REQUEST_ID)))
         try:
             await self._app(scope, receive, answer.send)
         except asyncio.CancelledError:
@@ -55,10 +70,17 @@ class Gate:
                 stopping = Unavailable("shutting down", retry_after=5)
                 await respond_error(stopping)(scope, receive, answer.send)
 
-    def _check_fields(self, scope: Scope) -> None:
-        host = read_fields(scope["headers"], scope["http_version"]).get(b"host")
+    def _check_fields(self, scope: Scope) -> dict[bytes, bytes]:
+        """Return the fields of a request by name. Raises BadHead, Misdirected."""
+        fields = read_fields(scope["headers"], scope["http_version"])
+        host = fields.get(b"host")
         if host is not None and not _is_socket(scope):
             self._sites.require_known_host(host.decode("latin-1"))
+        return fields
+
+    def _route_of(self, scope: Scope) -> str:
+        path: str = scope["path"]
+        return self._route_of_path(path.removeprefix(scope.get("root_path", "")))
 
     def _with_client(self, scope: Scope) -> Scope:
         """Return the scope with the client's own address and scheme."""
@@ -93,10 +115,14 @@ def _values(scope: Scope, wanted: bytes) -> list[str]:
 
 
 class _Answer:
-    """Sends an answer, and records whether it has started."""
+    """Sends an answer, and records whether it has started.
 
-    def __init__(self, send: Send) -> None:
+    The client gets the id of its request back if it sent one.
+    """
+
+    def __init__(self, send: Send, request_id: bytes | None = None) -> None:
         self._send = send
+        self._request_id = request_id
         self.started = False
 
     async def send(self, message: Message) -> None:
@@ -105,5 +131,8 @@ class _Answer:
             self.started = True
             headers = list(message.get("headers", ()))
             if all(name != NOSNIFF[0] for name, _ in headers):
-                message = {**message, "headers": [*headers, NOSNIFF]}
+                headers.append(NOSNIFF)
+            if self._request_id is not None:
+                headers.append((REQUEST_ID, self._request_id))
+            message = {**message, "headers": headers}
         await self._send(message)

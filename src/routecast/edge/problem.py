@@ -8,11 +8,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from routecast import audit
 from routecast.errors import (
     BadBody,
     BadCredential,
     BadHead,
     BadParameter,
+    CredentialInUrl,
     Forbidden,
     Misdirected,
     MissingScope,
@@ -29,6 +31,10 @@ NOSNIFF = (b"x-content-type-options", b"nosniff")
 _CHALLENGE = 'Bearer realm="routecast"'
 # What an `error_description` must not contain (RFC 6750, 3).
 _NOT_DESCRIBED = re.compile(r'[^ -~]|["\\]')
+
+# The routes of streams: whoever does not get one was refused.
+STREAM_ROUTES = frozenset({"/ws/metrics", "/sse/metrics"})
+_REFUSALS = (BadCredential, Forbidden, Misdirected, CredentialInUrl)
 
 
 class Unsupported(RoutecastError):
@@ -58,8 +64,13 @@ def respond(problem: Problem, headers: dict[str, str] | None = None) -> Response
 
 
 def respond_error(error: RoutecastError) -> Response:
-    """Return the response to an error that is meant for the client."""
+    """Return the response to an error that is meant for the client.
+
+    If it refuses the client, or a stream, it is an event of the audit log.
+    """
     status = next(code for kind, code in STATUS_OF.items() if isinstance(error, kind))
+    if audit.listens():
+        _audit(error, status)
     problem = Problem(title=status.phrase, status=status, detail=str(error))
     if isinstance(error, BadParameter):
         problem = msgspec.structs.replace(problem, parameter=error.parameter)
@@ -69,6 +80,15 @@ def respond_error(error: RoutecastError) -> Response:
     if isinstance(error, BadCredential | MissingScope):
         headers["WWW-Authenticate"] = _challenge(error)
     return respond(problem, headers)
+
+
+def _audit(error: RoutecastError, status: HTTPStatus) -> None:
+    route = audit.route_of_request()
+    if not isinstance(error, _REFUSALS) and route not in STREAM_ROUTES:
+        return
+    # Other texts may quote the query, or the path.
+    why = str(error) if isinstance(error, (*_REFUSALS, Unavailable)) else status.phrase
+    audit.refusals.add(f"{status} {status.phrase}", why, status=int(status), route=route)
 
 
 def _challenge(error: BadCredential | MissingScope) -> str:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from routecast import audit
 from routecast.adapters.bus.memory import MemoryBus
 from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.clock import SystemClock, SystemTimers
@@ -33,7 +34,7 @@ from routecast.core.render_budget import RenderBudget
 from routecast.core.sites import Sites
 from routecast.core.topology import Topology
 from routecast.edge.access import Access
-from routecast.edge.access_control import AccessControl
+from routecast.edge.access_control import AccessControl, route_of
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asyncapi import asyncapi_router
 from routecast.edge.cors import Cors
@@ -622,6 +623,7 @@ def create_app(settings: Settings, engines: Engines | None = None) -> App:
     Raises BadSettings. The services start with the application's lifespan, which every ASGI
     server runs; a database that cannot be used fails there, with BadDatabase.
     """
+    audit.record("settings", "The server starts", settings=settings.shown(), version=VERSION)
     services = Services(settings, engines or open_engines(settings))
 
     @asynccontextmanager
@@ -651,7 +653,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     access = services.access
     decisions = Decisions(services.ingest, sites, services.slices, access)
     app.decisions, app.take = decisions, Cors(AccessControl(decisions, access), sites, access)
-    app.gate = Gate(app.route, sites, services.proxies)
+    app.gate = Gate(app.route, sites, services.proxies, route_of)
     app.add_middleware(AccessControl, access=access)
     app.add_middleware(Cors, sites=sites, access=access)  # the last one added is the first
     streams = (services.peers, services.admission, services.instruments)

@@ -15,6 +15,7 @@ from routecast.edge.proxies import read_network
 from routecast.errors import BadSettings
 from routecast.ports import MIN_MINUTE_DAYS
 from routecast.protocol import DEFAULT_INTERVAL, MAX_INTERVAL, MIN_INTERVAL
+from routecast.urls import masked
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -72,6 +73,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Log level: debug, info, warning or error."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="Form of the log: `text`, or `json`, which has one object per line and the "
+        "audit log.",
     )
 
     # -- authentication ---------------------------------------------------------------------------
@@ -255,6 +261,10 @@ class Settings(BaseSettings):
         keys = (self.jwt_secret, self.jwt_public_key, self.jwks_url)
         return any(key is not None for key in keys)
 
+    def shown(self) -> dict[str, object]:
+        """Return all settings for a log: secrets are hidden, and URLs have no user or password."""
+        return {name: _shown(name, value) for name, value in self}
+
     def require_safe(self) -> None:
         """Raise BadSettings if other machines could read and write without authentication.
 
@@ -278,6 +288,16 @@ class Settings(BaseSettings):
             )
 
 
+def _shown(name: str, value: object) -> object:
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, str) and "://" in value:
+        return masked(value)
+    if isinstance(value, SecretStr) or (name.endswith("_key") and value is not None):
+        return "***"  # a private key may have been set by mistake
+    return value
+
+
 def _read_entries(entries: frozenset[str], read: Callable[[str], str]) -> frozenset[str]:
     """Return all entries of a setting as `read` returns them. Raises ValueError, naming the bad."""
     good, bad = set(), []
@@ -293,7 +313,10 @@ def _read_entries(entries: frozenset[str], read: Callable[[str], str]) -> frozen
 
 # Settings with options of `routecast serve` that worker processes need as well.
 _OPTIONS = frozenset(
-    {"host", "port", "database_url", "redis_url", "role", "interval", "log_level", "insecure"}
+    {
+        *("host", "port", "database_url", "redis_url", "role", "interval", "log_level"),
+        *("log_format", "insecure"),
+    }
 )
 
 

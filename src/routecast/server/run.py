@@ -19,12 +19,14 @@ from typing import Final, cast
 
 import uvicorn
 
+from routecast.audit import refusals
 from routecast.edge.http.fast_path import FastPathHttpProtocol
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.errors import BadSettings, Unavailable
 from routecast.server.app import STREAMS_CLOSE_SECONDS, Services, create_app, open_engines
 from routecast.server.config import Settings
 from routecast.server.inherited_sockets import take_over
+from routecast.server.json_log import start_log
 from routecast.server.rlimits import allow_open_files, open_files
 from routecast.server.worker_processes import WorkerProcesses
 
@@ -130,6 +132,7 @@ class _Server(uvicorn.Server):
             listening.close()
         await self._services.manager.close(STREAMS_CLOSE_SECONDS)
         await super().shutdown(sockets)
+        refusals.flush()
 
 
 def _exit_later(code: Callable[[], int]) -> None:
@@ -184,9 +187,7 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
     `on_started` is awaited with the URL once the server listens, and cancelled when the server
     stops. Raises BadSettings when the server cannot start.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    start_log(settings.log_level, settings.log_format)
     settings.require_safe()
     _allow_open_files(settings.max_connections)
     asyncio.run(_check_database(settings))

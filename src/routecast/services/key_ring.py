@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from routecast import audit
 from routecast.core.access import Principal
 from routecast.core.decision import MINUTE
 from routecast.core.keys import AccessRecords, KeyTable
@@ -137,6 +138,8 @@ class KeyRing:
     async def _adopt(self, records: AccessRecords) -> None:
         table = await asyncio.to_thread(KeyTable, records)  # it may have 10,000 keys
         now = self._clock.now()
+        if self._records is not None and audit.listens():
+            _audit(self._records, records)
         self._records, self._table = records, table
         self._next_expiry = table.next_expiry(now)
         self._tell(table, now)
@@ -165,3 +168,19 @@ class KeyRing:
             self._used = used | self._used
             raise
         self._noted = now
+
+
+def _audit(known: AccessRecords, changed: AccessRecords) -> None:
+    """Log what has been made and revoked, by whichever node or command."""
+    for identity, key in changed.keys.items():
+        before = known.keys.get(identity)
+        fields = {"subject": key.name, "credential": key.id}
+        if before is None:
+            audit.record(
+                "key_created", "An API key was created", **fields, scopes=sorted(key.scopes)
+            )
+        if key.revoked is not None and (before is None or before.revoked is None):
+            audit.record("revoke", "An API key was revoked", **fields, kind="key")
+    for about, revocation in changed.revocations.items():
+        if known.revocations.get(about) != revocation:
+            audit.record("revoke", "Tokens were revoked", kind=str(about.kind), value=about.value)

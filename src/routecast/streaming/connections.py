@@ -14,8 +14,9 @@ from typing import Final, Protocol
 
 import msgspec
 
+from routecast import audit
 from routecast.core.access import Principal
-from routecast.core.connection_ids import new_id
+from routecast.core.connection_ids import new_id, write_id
 from routecast.core.payload import Payload
 from routecast.core.view import ViewSubscription
 from routecast.errors import Unavailable
@@ -147,15 +148,29 @@ class ConnectionManager:
         """Return all open connections with their ids, in the order in which they began."""
         return self._connections.items()
 
-    def connect(self, connection: Connection, identity: int | None = None) -> bool:
+    def connect(
+        self,
+        connection: Connection,
+        identity: int | None = None,
+        peer: InspectedPeer | None = None,
+    ) -> bool:
         """Register a connection; return False, and close it, if the server is stopping.
 
         `identity` is its id, if its client was told one. Call `disconnect` once it is closed, in
         both cases.
         """
-        self._connections[connection] = self.new_id() if identity is None else identity
+        identity = self.new_id() if identity is None else identity
+        self._connections[connection] = identity
         self._instruments.opened.inc()
-        log.info("%s connected. Total connections: %d", connection.kind, self.active)
+        if audit.listens() and peer is not None:
+            audit.record(
+                "connect",
+                f"{connection.kind} connected",
+                client=connection.agent,
+                **audit.trace_fields() | _audited(identity, connection, peer),
+            )
+        else:
+            log.info("%s connected. Total connections: %d", connection.kind, self.active)
         if self._closing:
             connection.stop(CloseCode.RESTART, self._return_ms())
         return not self._closing
@@ -210,9 +225,18 @@ class ConnectionManager:
                 )
             )
         self._instruments.closed.labels(str(int(code)) if code in _COUNTED else "other").inc()
-        if code in _NORMAL:
-            log.info("Client disconnected normally")
-        log.info("%s disconnected. Total connections: %d", connection.kind, self.active)
+        if audit.listens() and peer is not None:
+            audit.record(
+                "disconnect",
+                f"{connection.kind} disconnected",
+                **_audited(identity, connection, peer),
+                code=int(code),
+                by_operator=is_expelled,
+            )
+        else:
+            if code in _NORMAL:
+                log.info("Client disconnected normally")
+            log.info("%s disconnected. Total connections: %d", connection.kind, self.active)
         if self._closing and not self.active:
             self._gone.set()
 
@@ -265,3 +289,13 @@ class ConnectionManager:
 
     def _return_ms(self) -> int:
         return round(self._spread() * 1000)
+
+
+def _audited(identity: int, connection: Connection, peer: InspectedPeer) -> dict[str, str]:
+    """Return the fields that name a connection in the audit log."""
+    return {
+        "connection": write_id(identity),
+        **audit.holder(peer.principal),
+        "address": connection.client,
+        "protocol": peer.protocol,
+    }

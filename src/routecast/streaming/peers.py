@@ -9,6 +9,7 @@ from typing import Protocol
 
 from msgspec import UNSET
 
+from routecast import audit
 from routecast.core.access import ANYONE, Principal, require_renewal
 from routecast.core.connection_ids import write_id
 from routecast.core.default_session import DefaultSession
@@ -184,7 +185,7 @@ class DefaultPeer(ChannelSubscription):
         self._subscription = subscription
 
     def start(self) -> None:
-        if self._peers.manager.connect(self.connection):
+        if self._peers.manager.connect(self.connection, peer=self):
             self._peers.channels.join(self, self._subscription)
 
     def receive(self, message: str | bytes) -> None:
@@ -264,7 +265,7 @@ class V1Peer:
         epoch = self._peers.channels.epoch() or UNSET
         hello = Hello(connection=write_id(identity), epoch=epoch)
         self._reply(hello)
-        self._peers.manager.connect(self._connection, identity)
+        self._peers.manager.connect(self._connection, identity, self)
 
     def receive(self, message: str | bytes) -> None:
         outcome = self._session.receive(message, self._peers.timers.now())
@@ -317,6 +318,12 @@ class V1Peer:
 
     def refuse_renewal(self, error: BadCredential | Forbidden | Unavailable) -> None:
         """Tell the client that its connection is not renewed, and why."""
+        audit.refusals.add(
+            "renewal",
+            f"the credential of an open stream was not renewed: {error}",
+            **audit.holder(self.principal),
+            address=self._connection.client,
+        )
         self._reply(renewal_refusal(error))
 
     def close(self, code: int) -> None:

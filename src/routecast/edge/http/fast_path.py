@@ -14,6 +14,7 @@ import msgspec
 from starlette.responses import Response
 
 from routecast.core.access import ANYONE, Principal, Scope, require_scope
+from routecast.core.request_trace import REQUEST_ID, read_request_id
 from routecast.edge.access import find_credential
 from routecast.edge.http.decisions import DECISIONS, Decisions, is_lines, refusal
 from routecast.edge.http.http_edge import HttpEdge
@@ -44,15 +45,17 @@ class _FastRequest:
         "keep_alive",
         "lines",
         "principal",
+        "request_id",
         "response_complete",
         "task",
     )
 
     response_started = False  # the answer is one write
 
-    def __init__(self, *, lines: bool, principal: Principal) -> None:
+    def __init__(self, *, lines: bool, principal: Principal, request_id: bytes | None) -> None:
         self.lines = lines
         self.principal = principal
+        self.request_id = request_id
         self.body: list[bytes] = []
         self.disconnected = self.response_complete = False
         self.keep_alive = True
@@ -85,7 +88,10 @@ class FastPathHttpProtocol(HttpProtocol):
             super().begin_request(version, fields)
             return
         lines = is_lines(fields.get(b"content-type", b""))
-        self._request = _FastRequest(lines=lines, principal=principal)
+        request_id = fields.get(REQUEST_ID)
+        if request_id is not None:
+            request_id = read_request_id(request_id)
+        self._request = _FastRequest(lines=lines, principal=principal, request_id=request_id)
         self._running = self._request
         self.cycle = self._request  # type: ignore[assignment]  # -- it stands in for uvicorn's
 
@@ -181,6 +187,8 @@ class FastPathHttpProtocol(HttpProtocol):
             return
         lines = [head]
         lines += [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
+        if request.request_id is not None:
+            lines.append(b"%s: %s\r\n" % (REQUEST_ID, request.request_id))
         lines.append(self._keep_alive if request.keep_alive else b"connection: close\r\n")
         self.write(b"".join([*lines, b"\r\n", body]))
         if not request.keep_alive:

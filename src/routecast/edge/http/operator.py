@@ -12,9 +12,11 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from routecast import audit
 from routecast.core.connections_query import ConnectionsQuery, parse_connections_query
 from routecast.core.sites import Sites
 from routecast.core.view import only, read_parameters
+from routecast.edge.access import principal_of
 from routecast.edge.cors import origin_of
 from routecast.edge.openapi import PROBLEM
 from routecast.edge.proxies import limit_key, read_address
@@ -64,8 +66,17 @@ def operator_router(
         # A page of another site may not write.
         sites.require_allowed_origin(*origin_of(request.scope))
         may_return = _may_return(request.scope["query_string"])
-        if not view.expel(request.path_params["identity"], may_return=may_return):
+        identity: str = request.path_params["identity"]
+        if not view.expel(identity, may_return=may_return):
             raise NotFound("this node has no open connection with this id")
+        audit.record(
+            "expel",
+            "An operator disconnects a client",
+            connection=identity,
+            may_return=may_return,
+            **audit.holder(principal_of(request.scope)),
+            **audit.trace_fields(),
+        )
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     @router.get(

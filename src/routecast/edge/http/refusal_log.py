@@ -7,6 +7,8 @@ from typing import Final
 
 from prometheus_client import Counter
 
+from routecast import audit
+
 LOG_SECONDS: Final = 10.0
 
 
@@ -38,7 +40,9 @@ class RefusalLog:
         if cause in self._counts:
             self._counts[cause] += 1
         else:
-            self._log.warning("Refused a request: %s", cause)
+            self._log.warning(
+                "Refused a request: %s", cause, extra=audit.marked("refuse", why=cause)
+            )
             self._wait(cause)
 
     def _wait(self, cause: str) -> None:
@@ -55,5 +59,6 @@ class RefusalLog:
                 plural,
                 LOG_SECONDS,
                 cause,
+                extra=audit.marked("refuse", why=cause, left_out=count),
             )
             self._wait(cause)

@@ -108,8 +108,9 @@ def _content(message: Message) -> str | bytes:
 
 async def refuse(error: RoutecastError, scope: Scope, receive: Receive, send: Send) -> None:
     """Refuse an upgrade with an HTTP answer, or if the server cannot send one, by closing (403)."""
+    answer = respond_error(error)
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": int(CloseCode.POLICY)})
         return
     # In a WebSocket scope, Starlette's response sends `websocket.http.response` messages.
-    await respond_error(error)(scope, receive, send)
+    await answer(scope, receive, send)

@@ -20,10 +20,12 @@ from typing import Any, Final, cast
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 
+from routecast import audit
 from routecast.core.access import ANYONE, Principal
 from routecast.core.default_session import DefaultSession
 from routecast.core.message import ENCODINGS
 from routecast.core.payload import Payload
+from routecast.core.request_trace import trace_of
 from routecast.edge.access import refuse_in_query
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS
@@ -431,8 +433,17 @@ class WebSocketConnection(asyncio.Protocol):
     ) -> None:
         """Answer an upgrade request: open the connection, or refuse it."""
         request = UpgradeRequest(method, target, fields)
+        if audit.listens():
+            address = limit_key(self._client_of(request, remote))
+            with audit.answering(trace_of(request.fields, address, PATH.decode())):
+                self._answer_upgrade(request, remote)
+        else:
+            self._answer_upgrade(request, remote)
+
+    def _answer_upgrade(self, request: UpgradeRequest, remote: str) -> None:
         agreed = self._edge.handshakes.answer(request)
         if not agreed.accepted:
+            audit.refusals.add("handshake", "the handshake is not valid", route=PATH.decode())
             self._refuse(agreed.answer)
             return
         try:
@@ -459,9 +470,11 @@ class WebSocketConnection(asyncio.Protocol):
         if path != PATH:
             shown = path[:200].decode("latin-1")
             raise NotFound(f"there is no WebSocket at {shown!r}; use {PATH.decode()}")
-        forwarded = request.get_all(b"x-forwarded-for")
-        self.client = limit_key(self._edge.proxies.client_of(remote, forwarded))
+        self.client = limit_key(self._client_of(request, remote))
         self.agent = read_agent(request.get(b"user-agent"))
+
+    def _client_of(self, request: UpgradeRequest, remote: str) -> str:
+        return self._edge.proxies.client_of(remote, request.get_all(b"x-forwarded-for"))
 
     def _recognise(self, request: UpgradeRequest) -> Principal | None:
         """Return whose request it is; None if it takes a while to verify its credential."""
