@@ -543,6 +543,26 @@ async def test_v1_has_nothing_of_other_projects(server: Server, subprotocol: str
             assert OURS not in error["message"]
 
 
+async def test_clients_of_equal_projects_share_documents(server: Server) -> None:
+    """A commit is rendered once for all of them, and for everyone who asks for these projects."""
+    limited = [token(sub=name, projects=["shared"]) for name in ("ana", "bob")]
+    async with (
+        v1(server, limited[0]) as ana,
+        v1(server, limited[1]) as bob,
+        v1(server, token()) as everyone,
+    ):
+        for client in (ana, bob):
+            await client.subscribe("a", interval=0.1)
+        await everyone.subscribe("a", interval=0.1, filter={"project": ["shared"]})
+        before = await asyncio.to_thread(server.instrument, "routecast_renders_total")
+        receipt = await asyncio.to_thread(server.post, {**DECISION, "project": "shared"})
+        for client in (ana, bob, everyone):
+            held = await client.follow_to("a", receipt["position"]["seq"])
+            assert held.document["total_decisions"] == 1
+        after = await asyncio.to_thread(server.instrument, "routecast_renders_total")
+        assert after - before == 1
+
+
 # -- the end of a credential ----------------------------------------------------------------------
 
 
