@@ -617,6 +617,40 @@ class Cluster(Protocol):
         ...
 
 
+class TemporaryRecords(Protocol):
+    """Short records that end by themselves, such as tickets, which nodes share."""
+
+    async def put(self, name: str, record: bytes, seconds: float) -> None:
+        """Keep a record for `seconds`, in place of one with this name.
+
+        Raises Unavailable, also if there is no room for it.
+        """
+        ...
+
+    async def get(self, names: Sequence[str]) -> list[bytes | None]:
+        """Return the record of each name, None for one that there is not. Raises Unavailable."""
+        ...
+
+    async def take(self, name: str) -> bytes | None:
+        """Return a record and delete it, in one step: no other call returns it.
+
+        Raises Unavailable; then the record may be deleted.
+        """
+        ...
+
+    async def delete(self, name: str) -> None:
+        """Delete a record, and change the version. Raises Unavailable."""
+        ...
+
+    async def version(self) -> str:
+        """Return a text that is another one after each `delete`. Raises Unavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Disconnect. May be called twice."""
+        ...
+
+
 class Prices(Protocol):
     """The prices of models."""
 

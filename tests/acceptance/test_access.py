@@ -42,7 +42,8 @@ from tests.support.waiting import until
 AUDIENCE, ISSUER = "routecast", "https://login.example"
 # The values of parameters in paths.
 PARAMETERS: Final = {"{path:path}": "client/routecast.js", "{identity}": "0123456789abcdef"}
-ROUTES: Final = list(SCOPE_OF_ROUTE)
+# Signing in has tests of its own (test_sessions.py): there a credential is what the route is about.
+ROUTES: Final = [route for route in SCOPE_OF_ROUTE if not route[1].startswith("/auth/")]
 # The answers to those who are let in, where it is not 200.
 GOOD_STATUS: Final = {
     ("GET", "/ws/metrics"): 426,
@@ -271,6 +272,8 @@ def test_another_project_is_refused(server: Server, route: tuple[str, str]) -> N
     """The answer is the same whether the project exists or not."""
     limited = token(projects=["mine"])
     expected = {Scope.READ: 403, Scope.ADMIN: 403, Scope.WRITE: 422, None: 200}
+    if route == ("POST", "/v1/tickets"):
+        skip_as_meant("it asks for no project")
     given = [answers(server, route, limited, f"?project={name}") for name in (OURS, "nowhere")]
     for ours, nowhere in zip(*given, strict=True):
         assert ours.status == nowhere.status == expected[SCOPE_OF_ROUTE[route]]

@@ -66,6 +66,7 @@ def answers(server: Server, guarded: Server) -> Answers:
     for path in ("/health", "/ready", "/metrics"):
         ask("GET", path)
     ask_as_operator(server, found)
+    ask_to_sign_in(server, guarded, found)
     for path, methods in server.http.get("/openapi.json").json()["paths"].items():
         for method in methods:
             ask(method.upper(), path, headers={"Host": "elsewhere.example"})
@@ -100,6 +101,25 @@ def ask_as_operator(server: Server, found: Answers) -> None:
     ask(described, "DELETE", f"{listed}/{'0' * 15}")
     ask(listed, "GET", listed, params={"closed": "true"})
     ask(listed, "GET", listed, params={"limit": "0"})
+
+
+def ask_to_sign_in(server: Server, guarded: Server, found: Answers) -> None:
+    """Add the answers of tickets and sessions."""
+
+    def ask(asked: Server, method: str, path: str, **options: Any) -> None:
+        answer = asked.http.request(method, path, **options)
+        found.setdefault((path, str(answer.status_code)), []).append(answer)
+
+    session = "/auth/session"
+    ask(server, "POST", "/v1/tickets")
+    ask(server, "POST", session)
+    ask(guarded, "POST", session, content=b"{")
+    ask(guarded, "POST", session, content=b" " * 20_000)
+    for method in ("POST", "DELETE"):
+        ask(guarded, method, session, headers={"Origin": "https://elsewhere.example"})
+    ask(guarded, "POST", session, json={"credential": token("read", projects=["a"])})
+    ask(guarded, "GET", session)  # with the cookie
+    ask(guarded, "DELETE", session, headers={"Origin": guarded.url})
 
 
 @pytest.fixture(scope="module")

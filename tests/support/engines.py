@@ -13,10 +13,12 @@ from routecast.adapters.cache.redis import RedisCache
 from routecast.adapters.clock import SystemClock
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.cluster.redis import RedisCluster
+from routecast.adapters.records.memory import MemoryRecords
+from routecast.adapters.records.redis import RedisRecords
 from routecast.adapters.redis_client import RedisLink
 from routecast.circuit_breaker import CircuitBreaker
 from routecast.instruments import Instruments
-from routecast.ports import PRESENCE_SECONDS, Bus, Cache, Cluster
+from routecast.ports import PRESENCE_SECONDS, Bus, Cache, Cluster, TemporaryRecords
 
 # An engine that works answers within this time, in seconds.
 PATIENCE = 30.0
@@ -37,6 +39,10 @@ class Shared(Protocol):
         """Make a cluster of one node, whose report is valid for this number of seconds."""
         ...
 
+    def records(self) -> TemporaryRecords:
+        """Make the temporary records of one node."""
+        ...
+
 
 class SharedMemory:
     """The engines of a single process, in memory."""
@@ -52,6 +58,9 @@ class SharedMemory:
 
     def cluster(self, presence: float = PRESENCE_SECONDS) -> Cluster:
         return MemoryCluster()
+
+    def records(self) -> TemporaryRecords:
+        return MemoryRecords(SystemClock())
 
 
 class SharedRedis:
@@ -73,6 +82,9 @@ class SharedRedis:
 
     def cluster(self, presence: float = PRESENCE_SECONDS) -> RedisCluster:
         return RedisCluster(self.link(), presence)
+
+    def records(self) -> RedisRecords:
+        return RedisRecords(self.link())
 
 
 @asynccontextmanager

@@ -55,6 +55,7 @@ class Principal:
         credential: The id of its credential (`jti` of a token, the id of a key); "" if it has none.
         issued: When its credential was issued, in seconds since 1970; None if that is unknown.
         is_key: Whether its credential is an API key, and no token.
+        session: The id of the session that it came in by; "" without one.
     """
 
     subject: str = ""
@@ -64,6 +65,7 @@ class Principal:
     credential: str = ""
     issued: float | None = None
     is_key: bool = False
+    session: str = ""
 
 
 # Everyone, while authentication is off.
@@ -73,7 +75,8 @@ ANYONE: Final = Principal()
 NOBODY: Final = Principal(scopes=frozenset(), projects=frozenset())
 
 # The scope that each route needs, by its method and path as in the router; None for the routes
-# without data, which are open. The tests iterate over this table, and compare it with the routes.
+# without data, which are open, and for those that sign in. The tests iterate over this table, and
+# compare it with the routes.
 SCOPE_OF_ROUTE: Final[Mapping[tuple[str, str], Scope | None]] = {
     ("GET", "/"): None,
     ("GET", "/dashboard/{path:path}"): None,
@@ -82,12 +85,16 @@ SCOPE_OF_ROUTE: Final[Mapping[tuple[str, str], Scope | None]] = {
     ("GET", "/docs"): None,
     ("GET", "/openapi.json"): None,
     ("GET", "/asyncapi.json"): None,
+    ("GET", "/auth/session"): None,
+    ("POST", "/auth/session"): None,
+    ("DELETE", "/auth/session"): None,
     ("GET", "/metrics"): Scope.ADMIN,
     ("GET", "/routing/metrics"): Scope.READ,
     ("GET", "/v1/history"): Scope.READ,
     ("GET", "/ws/metrics"): Scope.READ,
     ("OPTIONS", "/ws/metrics"): Scope.READ,
     ("GET", "/sse/metrics"): Scope.READ,
+    ("POST", "/v1/tickets"): Scope.READ,
     ("POST", "/v1/decisions"): Scope.WRITE,
     ("GET", "/v1/admin/connections"): Scope.ADMIN,
     ("DELETE", "/v1/admin/connections/{identity}"): Scope.ADMIN,

@@ -230,6 +230,16 @@ class Sites:
             return False
         return self._is_allowed(origin, host, self._exact())
 
+    def is_own_origin(self, origin: str | None, host: str | None) -> bool:
+        """Whether a page is certainly of this very server, or of a site of `origins`.
+
+        By this rule a cookie counts, which a browser adds to what other pages send, too. `*` allows
+        none, and neither does a request without an origin.
+        """
+        if origin is None or len(origin) > MAX_HEADER or len(host or "") > MAX_HEADER:
+            return False
+        return self._is_allowed(origin, host, True)
+
     def require_allowed_origin(self, origin: str | None, host: str | None) -> None:
         """Raise Forbidden, naming the setting, if the page's origin is not allowed."""
         if not self.is_allowed_origin(origin, host):

@@ -4,25 +4,42 @@ A credential (a token or an API key) comes as `Authorization: Bearer` (RFC 6750,
 lets a page add nothing to a WebSocket but subprotocols, so there it may also be one of these:
 `routecast.bearer.` and the credential in base64url. It is never accepted in a URL, because servers
 and proxies log URLs, and browsers remember them.
+
+Two things may stand for it: a ticket, which is the only one that may be in a URL and opens one
+stream, and a session, whose cookie a browser sends by itself. A browser does that whoever made the
+page, so a cookie counts for pages of this server only.
 """
 
 import asyncio
 import re
 from base64 import urlsafe_b64decode
 from binascii import Error
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_plus
 
 from starlette.types import Scope as AsgiScope
 
 from routecast.core.access import ANYONE, Principal
-from routecast.errors import BadCredential, BadHead, CredentialInUrl, Unavailable
+from routecast.core.sites import Sites
+from routecast.edge.proxies import limit_key_of
+from routecast.errors import BadCredential, BadHead, CredentialInUrl, Forbidden, Unavailable
 from routecast.services.authenticator import Authenticator
+from routecast.services.sessions import Sessions
+from routecast.services.tickets import Tickets
 
 BEARER_PROTOCOL: Final = b"routecast.bearer."
 # Parameters in which other servers take a credential.
 CREDENTIAL_PARAMETERS: Final = frozenset({"token", "access_token", "key", "api_key"})
+TICKET_PARAMETER: Final = "ticket"
+# The streams that a ticket opens.
+SOCKET_PATH: Final = "/ws/metrics"
+TICKET_PATHS: Final = frozenset({SOCKET_PATH, "/sse/metrics"})
+# The cookie of a session, and the one behind TLS: a browser takes that one only from this very host
+# (RFC 6265bis, 4.1.3.2).
+SESSION_COOKIE: Final = "routecast_session"
+SECURE_SESSION_COOKIE: Final = "__Host-routecast_session"
 # Requests and handshakes whose credential is being verified elsewhere, for example because the keys
 # of an identity provider are fetched; and the seconds for which each may wait.
 MAX_VERIFYING: Final = 256
@@ -33,14 +50,51 @@ _BEARER: Final = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 _TOKEN: Final = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
 _BASE64URL: Final = re.compile(rb"[A-Za-z0-9_-]+")
 _PRINCIPAL: Final = "routecast.principal"
+SEVERAL: Final = "a request must have one credential, and this one has several"
 _HOW: Final = "send a token or an API key as `Authorization: Bearer`"
 
 
-class Access:
-    """Tells whose request it is. Without an authenticator, authentication is off."""
+# Methods that change nothing. A browser sends no `Origin` with some of them.
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_OWN_PAGES: Final = frozenset({"same-origin", "none"})
 
-    def __init__(self, authenticator: Authenticator | None = None) -> None:
+
+@dataclass(frozen=True, slots=True)
+class TicketIn:
+    """A ticket in a request, and the address of its client, as limits count it."""
+
+    text: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class CookieIn:
+    """The cookie of a session in a request."""
+
+    text: str
+
+
+# What a request proves its client with; a text is a token or an API key.
+Credential = str | TicketIn | CookieIn
+
+
+class Access:
+    """Tells whose request it is. Without an authenticator, authentication is off.
+
+    Without `tickets` or `sessions` there are none.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator | None = None,
+        tickets: Tickets | None = None,
+        sessions: Sessions | None = None,
+        sites: Sites | None = None,
+    ) -> None:
         self._authenticator = authenticator
+        self._tickets = tickets
+        self._sessions = sessions
+        self._sites = sites or Sites()
         self._verifying = 0
 
     @property
@@ -48,7 +102,7 @@ class Access:
         """Whether authentication is on, or not known to be off."""
         return self._authenticator is not None and self._authenticator.required
 
-    def recognise(self, credential: str | None) -> Principal | None:
+    def recognise(self, credential: Credential | None) -> Principal | None:
         """Return whose credential it is, at once; None if `authenticate` must be awaited for that.
 
         Raises BadCredential, also if there is none, and Unavailable.
@@ -60,9 +114,15 @@ class Access:
                 return ANYONE
             self._authenticator.require_known()  # otherwise the client would take it for final
             raise BadCredential(f"a credential is required: {_HOW}", invalid=False)
-        return self._authenticator.recognise(credential)
+        if isinstance(credential, str):
+            return self._authenticator.recognise(credential)
+        if not self.required:
+            return ANYONE
+        if isinstance(credential, CookieIn) and self._sessions is not None:
+            return self._sessions.recognise(credential.text)
+        return None
 
-    async def authenticate(self, credential: str) -> Principal:
+    async def authenticate(self, credential: Credential) -> Principal:
         """Return whose credential it is, within VERIFY_SECONDS. Raises BadCredential, Unavailable.
 
         Cancelling it is safe.
@@ -73,21 +133,118 @@ class Access:
         self._verifying += 1
         try:
             async with asyncio.timeout(VERIFY_SECONDS):
-                principal = await self._authenticator.authenticate(credential)
+                principal = await self._verify(credential, self._authenticator)
         except TimeoutError:
             raise Unavailable("the credential could not be verified in time") from None
         finally:
             self._verifying -= 1
         # It may have been revoked before this task had its turn.
-        return self._authenticator.recognise(credential) or principal
+        if isinstance(credential, str):
+            return self._authenticator.recognise(credential) or principal
+        self._authenticator.check(principal)
+        return principal
 
-    async def identify(self, credential: str | None) -> Principal:
+    async def _verify(self, credential: Credential, authenticator: Authenticator) -> Principal:
+        if isinstance(credential, str):
+            return await authenticator.authenticate(credential)
+        if isinstance(credential, CookieIn):
+            if self._sessions is None:
+                raise BadCredential("this server has no sessions")
+            return await self._sessions.find(credential.text)
+        if self._tickets is None:
+            raise BadCredential("this server has no tickets")
+        principal = await self._tickets.redeem(credential.text, credential.address)
+        if principal.session and self._sessions is not None:
+            # So that this node notices the end of the session.
+            return await self._sessions.find_by_id(principal.session)
+        return principal
+
+    async def identify(self, credential: Credential | None) -> Principal:
         """Return whose credential it is. Raises as `recognise` does."""
         principal = self.recognise(credential)
         if principal is None:
             assert credential is not None
             principal = await self.authenticate(credential)
         return principal
+
+    # -- credentials in requests ----------------------------------------------------------------
+
+    def credential_of(self, scope: AsgiScope) -> Credential | None:
+        """Return the credential of an ASGI request; None if it has none.
+
+        Raises BadCredential, BadHead, Forbidden, and CredentialInUrl if it is in the URL.
+        """
+        is_socket = scope["type"] == "websocket"
+        fields: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            fields.setdefault(name, []).append(value)
+        offers = fields.get(b"sec-websocket-protocol", []) if is_socket else []
+        bearers = [bearer for offer in offers for bearer in split_bearers(offer)[1]]
+        ticket = read_query(scope["query_string"], takes_ticket=_takes_ticket(scope))
+        given = find_credential(_last(fields, b"authorization"), bearers)
+        if ticket is not None:
+            if given is not None:
+                raise BadHead(SEVERAL)
+            return TicketIn(ticket, limit_key_of(scope))
+        if given is not None or b"cookie" not in fields:
+            return given
+        return self.cookie_in(
+            fields[b"cookie"],
+            _text(fields, b"origin"),
+            _text(fields, b"host"),
+            _text(fields, b"sec-fetch-site"),
+            secure=is_secure(scope),
+            must_prove=is_socket or scope["method"] not in _SAFE_METHODS,
+        )
+
+    def cookie_in(
+        self,
+        cookies: Iterable[bytes],
+        origin: str | None,
+        host: str | None,
+        site: str | None = None,
+        *,
+        secure: bool,
+        must_prove: bool,
+    ) -> CookieIn | None:
+        """Return the session's cookie among the values of `Cookie`, if it counts.
+
+        `origin`, `host` and `site` are the fields `Origin`, `Host` and `Sec-Fetch-Site`. With
+        `must_prove`, for upgrades and writes, it raises Forbidden if there is a cookie and the
+        origin is not this server's own. `secure` is whether the client uses TLS.
+        """
+        wanted = (SECURE_SESSION_COOKIE if secure else SESSION_COOKIE).encode()
+        text = _find_cookie(cookies, wanted)
+        if text is None or self._sessions is None:
+            return None
+        is_own = self._sites.is_own_origin(origin, host)
+        if must_prove and not is_own:
+            raise Forbidden(
+                "a request with a session's cookie needs an `Origin` of this server: open its page "
+                "by an address in ROUTECAST_ALLOWED_ORIGINS, or send a token or an API key"
+            )
+        if (origin is not None and not is_own) or (site is not None and site not in _OWN_PAGES):
+            return None  # of a page of another site
+        return CookieIn(text)
+
+
+def route_path(scope: AsgiScope) -> str:
+    """Return the path that the router compares: without the one at which the app is mounted."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    rest = path[len(root) :]
+    return rest if path.startswith(root) and rest[:1] in ("", "/") else path
+
+
+def _takes_ticket(scope: AsgiScope) -> bool:
+    """Whether a request is for a stream, and not a question about one."""
+    path = route_path(scope)
+    return path in TICKET_PATHS and (path != SOCKET_PATH or scope["type"] == "websocket")
+
+
+def is_secure(scope: AsgiScope) -> bool:
+    """Whether the client of a request uses TLS, also if a trusted proxy ends it."""
+    return scope.get("scheme") in ("https", "wss")
 
 
 def principal_of(scope: AsgiScope) -> Principal:
@@ -112,7 +269,7 @@ def find_credential(authorization: bytes | None, bearers: Sequence[bytes] = ()) 
     several: it would be unclear which one counts.
     """
     if len(bearers) + (authorization is not None) > 1:
-        raise BadHead("a request must have one credential, and this one has several")
+        raise BadHead(SEVERAL)
     if bearers:
         return _read_bearer(bearers[0])
     if authorization is None:
@@ -149,31 +306,59 @@ def _read_bearer(protocol: bytes) -> str:
     raise BadCredential(f"the subprotocol `{shown}` must end in a token or API key in base64url")
 
 
-def refuse_in_query(query: bytes) -> None:
-    """Raise CredentialInUrl if a query has a parameter for a credential."""
+def read_query(query: bytes, *, takes_ticket: bool = False) -> str | None:
+    """Return the ticket in a query; None if it has none.
+
+    Raises CredentialInUrl if it has a parameter for another credential, or for a ticket that opens
+    no stream here, and BadHead if it has several tickets.
+    """
+    tickets = []
     for pair in query.split(b"&") if query else ():
-        name = pair.partition(b"=")[0]
+        name, _, value = pair.partition(b"=")
         if len(name) > 100:  # no name of a credential is so long, however it is written
             continue
         plain = unquote_plus(name.decode("latin-1")).strip().lower()
-        if plain in CREDENTIAL_PARAMETERS:
+        if plain == TICKET_PARAMETER and takes_ticket:
+            tickets.append(unquote_plus(value.decode("latin-1")))
+        elif plain == TICKET_PARAMETER:
+            raise CredentialInUrl(plain, "a ticket opens a stream, and nothing else")
+        elif plain in CREDENTIAL_PARAMETERS:
             raise CredentialInUrl(
                 plain,
                 "a credential must not be in a URL, which is logged and remembered, so make a new "
                 f"one; {_HOW}",
             )
+    if len(tickets) > 1:
+        raise BadHead(SEVERAL)
+    return tickets[0] if tickets else None
 
 
-def credential_of(scope: AsgiScope) -> str | None:
-    """Return the credential of an ASGI request; None if it has none.
+def without_ticket(query: bytes) -> bytes:
+    """Return a query without its ticket, so that no error and no log can have it."""
+    if TICKET_PARAMETER.encode() not in query.lower():
+        return query
+    return b"&".join(
+        pair
+        for pair in query.split(b"&")
+        if unquote_plus(pair.partition(b"=")[0].decode("latin-1")).strip().lower()
+        != TICKET_PARAMETER
+    )
 
-    Raises BadCredential, BadHead, and CredentialInUrl if it is in the URL.
-    """
-    refuse_in_query(scope["query_string"])
-    authorization, bearers = None, []
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            authorization = value
-        elif name == b"sec-websocket-protocol" and scope["type"] == "websocket":
-            bearers += split_bearers(value)[1]
-    return find_credential(authorization, bearers)
+
+def _last(fields: Mapping[bytes, Sequence[bytes]], name: bytes) -> bytes | None:
+    return fields[name][-1] if name in fields else None
+
+
+def _text(fields: Mapping[bytes, Sequence[bytes]], name: bytes) -> str | None:
+    value = _last(fields, name)
+    return None if value is None else value.decode("latin-1")
+
+
+def _find_cookie(cookies: Iterable[bytes], wanted: bytes) -> str | None:
+    """Return the value of a cookie; of several with the name, the first, as browsers rank them."""
+    for line in cookies:
+        for pair in line.split(b";"):
+            name, _, value = pair.strip().partition(b"=")
+            if name == wanted and value:
+                return value.decode("latin-1")
+    return None

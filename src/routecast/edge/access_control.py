@@ -10,9 +10,22 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from routecast.core.access import NOBODY, SCOPE_OF_ROUTE, Principal, require_scope
-from routecast.edge.access import Access, credential_of, refuse_in_query, with_principal
+from routecast.edge.access import (
+    Access,
+    read_query,
+    route_path,
+    with_principal,
+    without_ticket,
+)
 from routecast.edge.gate import refuse_request
-from routecast.errors import BadCredential, BadHead, NotFound, RoutecastError, Unavailable
+from routecast.errors import (
+    BadCredential,
+    BadHead,
+    Forbidden,
+    NotFound,
+    RoutecastError,
+    Unavailable,
+)
 
 
 def _pattern(path: str) -> re.Pattern[str]:
@@ -46,19 +59,19 @@ class AccessControl:
         if self._access.required and scope["type"] in ("http", "websocket"):
             try:
                 scope = with_principal(scope, await self._let_in(scope))
+                scope["query_string"] = without_ticket(scope["query_string"])
             except RoutecastError as error:
                 await refuse_request(error, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     async def _let_in(self, scope: AsgiScope) -> Principal:
-        refuse_in_query(scope["query_string"])
-        path = listed_path(_route_path(scope))
+        path = listed_path(route_path(scope))
         route = scope.get("method", "GET"), path
         needed = SCOPE_OF_ROUTE.get(route)
         if needed is None and route in SCOPE_OF_ROUTE:
             return self._visitor(scope)
-        principal = await self._access.identify(credential_of(scope))
+        principal = await self._access.identify(self._access.credential_of(scope))
         require_scope(principal, needed)
         if path not in _PATHS:
             raise NotFound("there is nothing at this path")
@@ -66,10 +79,11 @@ class AccessControl:
 
     def _visitor(self, scope: AsgiScope) -> Principal:
         """Return whose request to an open route it is; it is answered at once, whoever asks."""
+        read_query(scope["query_string"])
         try:
-            credential = credential_of(scope)
+            credential = self._access.credential_of(scope)
             known = None if credential is None else self._access.recognise(credential)
-        except (BadCredential, BadHead, Unavailable):
+        except (BadCredential, BadHead, Forbidden, Unavailable):
             known = None
         return known or NOBODY
 
@@ -85,11 +99,3 @@ def listed_path(path: str) -> str:
     if path in _PATHS:
         return path
     return next((name for name, pattern in _PATTERNS.items() if pattern.fullmatch(path)), path)
-
-
-def _route_path(scope: AsgiScope) -> str:
-    """Return the path that the router compares: without the one at which the app is mounted."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    rest = path[len(root) :]
-    return rest if path.startswith(root) and rest[:1] in ("", "/") else path

@@ -24,6 +24,7 @@ from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.clock import SystemClock, SystemTimers
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.prices import GenaiPrices
+from routecast.adapters.records.memory import MemoryRecords
 from routecast.adapters.store.null import NullStore
 from routecast.adapters.store.sqlite import SqliteBackups, SqliteStore
 from routecast.core.cardinality import COMBINATION, CardinalityLimiter
@@ -46,6 +47,8 @@ from routecast.edge.http.history import history_router
 from routecast.edge.http.metrics import metrics_router
 from routecast.edge.http.operator import operator_router
 from routecast.edge.http.ops import ops_router, page_router
+from routecast.edge.http.session import session_router
+from routecast.edge.http.tickets import tickets_router
 from routecast.edge.openapi import describe
 from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
 from routecast.edge.proxies import Proxies
@@ -65,6 +68,7 @@ from routecast.ports import (
     KeyStore,
     Prices,
     Store,
+    TemporaryRecords,
     TokenVerifier,
 )
 from routecast.protocol import Components, EngineStatus, HealthReport
@@ -81,8 +85,10 @@ from routecast.services.position_poller import PositionPoller
 from routecast.services.presence import ClusterPresence
 from routecast.services.renders import Renders
 from routecast.services.retention import Retention, Summaries, run_retention
+from routecast.services.sessions import Sessions
 from routecast.services.snapshot_loader import SnapshotLoader
 from routecast.services.supervisor import Supervisor
+from routecast.services.tickets import Tickets
 from routecast.services.windows import Windows
 from routecast.slices import Slices
 from routecast.streaming.channels import Channels
@@ -197,6 +203,7 @@ class Engines:
     redis: "RedisCheck | None" = None  # None without a Redis
     tokens: TokenVerifier | None = None  # None if no setting names a key for tokens
     keys: KeyStore | None = None  # None without a database
+    records: TemporaryRecords | None = None  # None: this process keeps them itself
 
 
 def open_engines(settings: Settings) -> Engines:
@@ -244,6 +251,7 @@ def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
     from routecast.adapters.bus.redis import RedisBus
     from routecast.adapters.cache.redis import RedisCache
     from routecast.adapters.cluster.redis import RedisCluster
+    from routecast.adapters.records.redis import RedisRecords
     from routecast.adapters.redis_check import RedisCheck
     from routecast.adapters.redis_client import RedisLink
     from routecast.circuit_breaker import CircuitBreaker
@@ -255,6 +263,7 @@ def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
         bus=RedisBus(link(), engines.instruments),
         cluster=RedisCluster(link()),
         redis=RedisCheck(link(), engines.instruments.redis_up.set),
+        records=RedisRecords(link()),
     )
 
 
@@ -364,10 +373,13 @@ class Services:
         self.presence = ClusterPresence(
             engines.cluster, lambda: self.manager.active, self.reporter.encoded
         )
-        self.access = Access(self.authenticator)
         self.sites = Sites(
-            settings.allowed_origins, settings.allowed_hosts, lambda: self.access.required
+            settings.allowed_origins, settings.allowed_hosts, lambda: self.authenticator.required
         )
+        self._records = engines.records or MemoryRecords(engines.clock)
+        self.tickets = Tickets(self._records)
+        self.sessions = Sessions(self._records, self.authenticator.check, engines.clock)
+        self.access = Access(self.authenticator, self.tickets, self.sessions, self.sites)
         self.proxies = Proxies(settings.trusted_proxies)
         self.admission = AdmissionControl(
             self.manager,
@@ -389,6 +401,7 @@ class Services:
             self.access,
         )
         self.authenticator.followers.append(self.peers.revoke)
+        self.sessions.followers.append(self.peers.revoke)
         self.websockets = WebSocketEdge(
             self.peers,
             self.admission,
@@ -405,6 +418,7 @@ class Services:
         async with AsyncExitStack() as stack:
             for engine in (engines.store, engines.cache, engines.bus, engines.cluster):
                 stack.push_async_callback(engine.close)
+            stack.push_async_callback(self._records.close)
             stack.push_async_callback(self.windows.close)
             if self._needs_prices:
                 await asyncio.to_thread(engines.prices.load)
@@ -419,6 +433,7 @@ class Services:
                 with suppress(Unavailable):  # known before the first request, if possible
                     await self.key_ring.refresh()
                 await stack.enter_async_context(start("keys", self.key_ring.run))
+            await stack.enter_async_context(start("sessions", self.sessions.run))
             if self._topology.has_store:
                 await stack.enter_async_context(start("retention", self._run_retention))
                 await stack.enter_async_context(start("summaries", self._summaries.run))
@@ -554,6 +569,7 @@ class Services:
             "bus": engines.bus.failing,
             "census": self.presence.failing,
             "keys": self.key_ring.failing if self.key_ring is not None else None,
+            "sessions": self.sessions.failing,
         }
         texts = [f"{part}: {why}" for part, why in failing.items() if why]
         for name, state in self.supervisor.failing.items():
@@ -668,6 +684,8 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.include_router(history_router(services.history.answer, services.history_limits))
     app.include_router(ops_router(services.health, services.check, services.instruments))
     app.include_router(operator_router(services.operator_view, services.reporter.all, sites))
+    app.include_router(tickets_router(services.tickets))
+    app.include_router(session_router(access, services.sessions, sites, lambda: False))
     app.include_router(asyncapi_router(VERSION))
     app.include_router(docs_router(lambda: app.openapi()))
     app.include_router(page_router(settings.notice))

@@ -112,6 +112,14 @@ class Authenticator:
             self._keys.check(principal)
         return principal
 
+    def check(self, principal: Principal) -> None:
+        """Raise BadCredential if a credential that was accepted before is revoked; Unavailable.
+
+        For tickets and sessions, which stand for it.
+        """
+        if self._keys is not None:
+            self._keys.check(principal)
+
     async def authenticate(self, credential: str) -> Principal:
         """Return whose credential it is. Raises BadCredential, Unavailable."""
         principal = self.recognise(credential)

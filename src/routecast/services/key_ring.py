@@ -67,9 +67,10 @@ class KeyRing:
         return principal
 
     def check(self, principal: Principal) -> None:
-        """Raise BadCredential if a token is revoked; Unavailable while revocations are unknown."""
+        """Raise BadCredential if a credential is revoked; Unavailable while that is unknown."""
         if self._known().is_revoked(principal, self._clock.now()):
-            raise BadCredential("the token was revoked")
+            kind = "API key" if principal.is_key else "token"
+            raise BadCredential(f"the {kind} was revoked")
 
     def _known(self) -> KeyTable:
         if self._table is None:

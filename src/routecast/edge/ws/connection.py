@@ -26,7 +26,7 @@ from routecast.core.default_session import DefaultSession
 from routecast.core.message import ENCODINGS
 from routecast.core.payload import Payload
 from routecast.core.request_trace import trace_of
-from routecast.edge.access import refuse_in_query
+from routecast.edge.access import SEVERAL, Credential, TicketIn, read_query, without_ticket
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS
 from routecast.edge.header_fields import read_agent
@@ -45,7 +45,7 @@ from routecast.edge.ws.frames import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS
 from routecast.edge.ws.handshake import Agreement, Handshakes, UpgradeRequest, final, refuse
 from routecast.edge.ws.messages import MessageAssembler
 from routecast.edge.ws.socket_send import FLAGS, NO_DESCRIPTOR, descriptor, queued, send
-from routecast.errors import BadBody, NotFound, RoutecastError
+from routecast.errors import BadBody, BadHead, NotFound, RoutecastError
 from routecast.instruments import Instruments
 from routecast.ports import Batch, PongReport
 from routecast.protocol import MAX_MESSAGE_BYTES, CloseCode, close_reason
@@ -449,10 +449,14 @@ class WebSocketConnection(asyncio.Protocol):
         try:
             self._check(request, remote)
             principal = ANYONE
-            if self._edge.admission.access.required:
-                known = self._recognise(request)
+            access = self._edge.admission.access
+            if access.required:
+                credential = self._credential(request, remote)
+                known = access.recognise(credential)
                 if known is None:
-                    self._waiting = WaitingHandshake(self._finish_handshake(request, agreed))
+                    assert credential is not None
+                    finishing = self._finish_handshake(request, agreed, credential)
+                    self._waiting = WaitingHandshake(finishing)
                     return
                 principal = known
             session = self._admit(request, principal)
@@ -476,10 +480,26 @@ class WebSocketConnection(asyncio.Protocol):
     def _client_of(self, request: UpgradeRequest, remote: str) -> str:
         return self._edge.proxies.client_of(remote, request.get_all(b"x-forwarded-for"))
 
-    def _recognise(self, request: UpgradeRequest) -> Principal | None:
-        """Return whose request it is; None if it takes a while to verify its credential."""
-        refuse_in_query(request.target.partition(b"?")[2])
-        return self._edge.admission.access.recognise(request.credential)
+    def _credential(self, request: UpgradeRequest, remote: str) -> Credential | None:
+        """Return the credential of an upgrade; None if it has none."""
+        ticket = read_query(request.target.partition(b"?")[2], takes_ticket=True)
+        given = request.credential
+        if ticket is not None:
+            if given is not None:
+                raise BadHead(SEVERAL)
+            path, _, query = request.target.partition(b"?")
+            request.target = path + b"?" + without_ticket(query)
+            return TicketIn(ticket, self.client)
+        if given is not None or b"cookie" not in request:
+            return given
+        forwarded = request.get_all(b"x-forwarded-proto")
+        return self._edge.admission.access.cookie_in(
+            [value.encode("latin-1") for value in request.get_all(b"cookie")],
+            request.get(b"origin"),
+            request.get(b"host"),
+            secure=self._edge.proxies.scheme_of(remote, forwarded) in ("https", "wss"),
+            must_prove=True,
+        )
 
     def _admit(self, request: UpgradeRequest, principal: Principal) -> DefaultSession:
         return self._edge.admission.admit(
@@ -490,11 +510,11 @@ class WebSocketConnection(asyncio.Protocol):
             principal=principal,
         )
 
-    async def _finish_handshake(self, request: UpgradeRequest, agreed: Agreement) -> None:
+    async def _finish_handshake(
+        self, request: UpgradeRequest, agreed: Agreement, credential: Credential
+    ) -> None:
         """Open the connection or refuse it, once its credential is verified."""
         try:
-            credential = request.credential
-            assert credential is not None
             principal = await self._edge.admission.access.authenticate(credential)
             session = self._admit(request, principal)
         except RoutecastError as error:

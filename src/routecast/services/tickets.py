@@ -1,0 +1,50 @@
+"""Tickets: each opens one stream, once, soon, and from the address that it was made for."""
+
+import secrets
+
+from routecast.core.access import Principal
+from routecast.core.stand_ins import (
+    MAX_STAND_IN,
+    TICKET_BYTES,
+    TICKET_KIND,
+    TICKET_SECONDS,
+    pack_principal,
+    record_name,
+    unpack_principal,
+)
+from routecast.errors import BadCredential
+from routecast.ports import TemporaryRecords
+
+
+class Tickets:
+    """Makes tickets, and takes each of them once."""
+
+    def __init__(self, records: TemporaryRecords) -> None:
+        self._records = records
+
+    async def make(self, principal: Principal, address: str) -> str:
+        """Return a ticket of a principal for its client's address. Raises Unavailable."""
+        ticket = secrets.token_urlsafe(TICKET_BYTES)
+        name = record_name(TICKET_KIND, ticket)
+        await self._records.put(name, pack_principal(principal, address), TICKET_SECONDS)
+        return ticket
+
+    async def redeem(self, ticket: str, address: str) -> Principal:
+        """Return whose ticket it is. Whatever the answer, it cannot be used again.
+
+        Raises BadCredential, Unavailable.
+        """
+        packed = None
+        if len(ticket) <= MAX_STAND_IN:
+            packed = await self._records.take(record_name(TICKET_KIND, ticket))
+        if packed is None:
+            raise BadCredential(
+                f"the ticket is not known: it may be used once, within {TICKET_SECONDS} s"
+            )
+        try:
+            principal, made_for = unpack_principal(packed)
+        except ValueError:
+            raise BadCredential("the ticket cannot be read") from None
+        if address != made_for:
+            raise BadCredential("the ticket was made for another address")
+        return principal
