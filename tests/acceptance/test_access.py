@@ -857,36 +857,44 @@ def canary(secret: str, **claims: Any) -> str:
     return jwt.encode({"sub": "ana", "scope": "admin read", **claims}, secret, "HS256")
 
 
-def test_no_secret_is_in_logs_metrics_errors_or_the_database(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("edge", "log_format"), [("native", "text"), ("native", "json"), ("portable", "text")]
+)
+def test_no_secret_is_in_logs_metrics_errors_or_the_database(
+    tmp_path: Path, edge: Edge, log_format: str
+) -> None:
     """Whatever way it is sent; neither whole nor in the form that a page sends."""
-    env = {"ROUTECAST_JWT_SECRET": CANARY, "ROUTECAST_LOG_LEVEL": "debug"}
-    for edge in EDGES:
-        with Server(tmp_path / edge, env=env, edge=edge) as server:
-            database = ("--database", f"sqlite:///{server.database}")
-            key = key_in(
-                routecast("keys", "create", "--name", "wall", "--scope", "read", *database).stdout
-            )
-            secrets = {
-                "secret": CANARY.replace(" ", ""),
-                "good": canary(CANARY, exp=now() + 3_600),
-                "expired": canary(CANARY, exp=1),
-                "bad": canary("not " + CANARY, exp=now() + 3_600),
-                "key": key,
-                "bad key": key[:-5] + key[:4:-1][:5],
-                "basic": "Y2FuYXJ5OmNhbmFyeQ",
-            }
-            server.http.headers["Authorization"] = f"Bearer {secrets['good']}"
-            seen = list(shown_by(server, secrets))
-            asyncio.run(refresh_with(server, secrets))
-            paths = ("/metrics", "/health", "/ready")
-            seen += [(path, server.http.get(path).content) for path in paths]
-        seen += [(file.name, file.read_bytes()) for file in (tmp_path / edge).iterdir()]
-        for proof in (b"routecast_connections", b"connected. Total connections", b"wall"):
-            assert any(proof in text for _, text in seen)  # so much was read
-        for name, secret in {**secrets, "secret as it is": CANARY}.items():
-            for form in forms_of(secret):
-                for where, text in seen:
-                    assert form not in text, (name, where)
+    env = {
+        "ROUTECAST_JWT_SECRET": CANARY,
+        "ROUTECAST_LOG_LEVEL": "debug",
+        "ROUTECAST_LOG_FORMAT": log_format,
+    }
+    with Server(tmp_path / "server", env=env, edge=edge) as server:
+        database = ("--database", f"sqlite:///{server.database}")
+        key = key_in(
+            routecast("keys", "create", "--name", "wall", "--scope", "read", *database).stdout
+        )
+        secrets = {
+            "secret": CANARY.replace(" ", ""),
+            "good": canary(CANARY, exp=now() + 3_600),
+            "expired": canary(CANARY, exp=1),
+            "bad": canary("not " + CANARY, exp=now() + 3_600),
+            "key": key,
+            "bad key": key[:-5] + key[:4:-1][:5],
+            "basic": "Y2FuYXJ5OmNhbmFyeQ",
+        }
+        server.http.headers["Authorization"] = f"Bearer {secrets['good']}"
+        seen = list(shown_by(server, secrets))
+        asyncio.run(refresh_with(server, secrets))
+        paths = ("/metrics", "/health", "/ready", "/v1/admin/connections?closed=true")
+        seen += [(path, server.http.get(path).content) for path in paths]
+    seen += [(file.name, file.read_bytes()) for file in (tmp_path / "server").iterdir()]
+    for proof in (b"routecast_connections", b"connected. Total connections", b"wall"):
+        assert any(proof in text for _, text in seen)  # so much was read
+    for name, secret in {**secrets, "secret as it is": CANARY}.items():
+        for form in forms_of(secret):
+            for where, text in seen:
+                assert form not in text, (name, where)
 
 
 def shown_by(server: Server, secrets: dict[str, str]) -> Iterator[tuple[str, bytes]]:
