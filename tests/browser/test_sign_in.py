@@ -15,7 +15,7 @@ from tests.support.tab import Tab
 from tests.support.waiting import until
 
 DECISION = {"strategy": "hybrid", "provider": "gemini"}
-# All places in which a script could find a credential later.
+# All places in which a script could find a credential later; it cannot read the cookie.
 STORED = """async () => [
     { ...localStorage }, { ...sessionStorage }, document.cookie, JSON.stringify(history.state),
     (await indexedDB.databases()).length, (await caches.keys()).length,
@@ -53,7 +53,7 @@ def expect_numbers(page: Page, total: int) -> None:
 
 
 def test_a_pasted_token_shows_the_numbers(closed_server: Server, tab: Tab) -> None:
-    """It is kept nowhere but in the page's memory, and the browser reports no broken rule."""
+    """No script can find it later, the browser reports no broken rule, and it outlives a reload."""
     page = tab.page
     page.goto(closed_server.url)
     expect_form(page)
@@ -67,29 +67,111 @@ def test_a_pasted_token_shows_the_numbers(closed_server: Server, tab: Tab) -> No
     assert page.url == f"{closed_server.url}/"
     assert secret not in page.content()
     assert not [error for error in tab.errors if "Content Security Policy" in error]
+    expect(page.locator("#subject")).to_have_text("ann")
     page.reload()
-    expect_form(page)
+    expect_numbers(page, 2)
+    expect(page.locator("#subject")).to_have_text("ann")
+    assert page.evaluate(STORED) == NOTHING_STORED
 
 
-def test_requests_of_the_page_have_the_token(closed_server: Server, tab: Tab) -> None:
-    """An operator's token shows the server's health; without a token, only the version is shown."""
+def test_no_request_of_the_page_has_the_token(closed_server: Server, tab: Tab) -> None:
+    """But the one that signs in. An operator is shown the server's health, others the version."""
     page = tab.page
     page.goto(closed_server.url)
     expect_form(page)
+    given: list[tuple[str, str]] = []
+    page.on("request", lambda request: given.append(sent(request)))
     secret = token("read", "admin")
-
-    def is_signed(request: Request) -> bool:
-        return request.url.endswith("/health") and (
-            request.headers.get("authorization") == f"Bearer {secret}"
-        )
-
-    with page.expect_request(is_signed):
-        enter(page, secret)
+    enter(page, secret)
     expect(page.locator("#health")).to_contain_text("1 open stream")
-    page.goto("about:blank")
-    page.goto(closed_server.url)
+    assert [url for url, text in given if secret in text] == [f"{closed_server.url}/auth/session"]
+    page.get_by_role("button", name="Sign out").click()
+    expect_form(page)
     enter(page, token("read"))
     expect(page.locator("#health")).to_have_text(re.compile(r"^Routecast \S+$"))
+
+
+def sent(request: Request) -> tuple[str, str]:
+    """Return the URL of a request, and all that is in it."""
+    return request.url, f"{request.url} {request.headers} {request.post_data}"
+
+
+def test_signing_out_ends_the_streams_of_all_tabs(closed_server: Server, tab: Tab) -> None:
+    """Both show the form, and neither comes back by a reload."""
+    first = tab.page
+    first.goto(f"{closed_server.url}/#key={token('read')}")
+    expect_numbers(first, 2)
+    second = first.context.new_page()
+    second.goto(closed_server.url)
+    expect_numbers(second, 2)
+    second.get_by_role("button", name="Sign out").click()
+    for page in (second, first):
+        expect_form(page)
+        expect(page.get_by_role("button", name="Sign out")).to_be_hidden()
+    expect(first.get_by_role("alert")).to_have_text("Your session has ended.")
+    expect(second.get_by_role("alert")).to_be_hidden()
+    first.reload()
+    expect_form(first)
+    assert not [each for each in first.context.cookies() if "session" in each["name"]]
+
+
+def test_a_tab_is_signed_in_by_another(closed_server: Server, tab: Tab) -> None:
+    """A person who has signed in elsewhere only has to load the page again."""
+    first = tab.page
+    first.goto(closed_server.url)
+    expect_form(first)
+    second = first.context.new_page()
+    second.goto(f"{closed_server.url}/#key={token('read')}")
+    expect_numbers(second, 2)
+    first.reload()
+    expect_numbers(first, 2)
+
+
+ATTACK = """async ({ url, stream, decision }) => {
+    const opened = (socket) => new Promise((resolve) => {
+        socket.onopen = socket.onmessage = () => resolve("open");
+        socket.onerror = () => resolve("refused");
+    });
+    const told = (promise) => promise.then((answer) => answer.status, () => "unreadable");
+    const options = { credentials: "include", mode: "cors" };
+    const post = { ...options, method: "POST", body: decision };
+    await fetch(`${url}/v1/decisions`, { ...post, mode: "no-cors" }).catch(() => {});
+    return {
+        socket: await opened(new WebSocket(stream)),
+        events: await opened(new EventSource(`${url}/sse/metrics`, { withCredentials: true })),
+        read: await told(fetch(`${url}/routing/metrics`, options)),
+        write: await told(fetch(`${url}/v1/decisions`, post)),
+        ticket: await told(fetch(`${url}/v1/tickets`, { ...options, method: "POST" })),
+        signOut: await told(fetch(`${url}/auth/session`, { ...options, method: "DELETE" })),
+    };
+}"""
+
+
+def test_a_hostile_page_cannot_use_the_session(tmp_path: Path, tab: Tab) -> None:
+    """It is of another port of this host, to which the browser sends the cookie all the same."""
+    env = {**SIGNED, "ROUTECAST_LOG_FORMAT": "json"}
+    with plain_server() as hostile, Server(tmp_path, env=env) as server:
+        page = tab.page
+        page.goto(f"{server.url}/#key={token('read', 'write', 'admin')}")
+        expect(page.get_by_role("status")).to_have_text("Live")
+        other = page.context.new_page()
+        other.goto(hostile.replace("localhost", "127.0.0.1"))
+        found = other.evaluate(
+            ATTACK,
+            {
+                "url": server.url,
+                "stream": server.ws_url,
+                "decision": '{"strategy":"evil","provider":"evil"}',
+            },
+        )
+        assert found["socket"] == found["events"] == "refused"
+        for kind in ("read", "write", "ticket", "signOut"):
+            assert found[kind] in ("unreadable", 401, 403), (kind, found[kind])
+        # The cookie was sent, and the server has refused it.
+        server.wait_for_log("a request with a session's cookie needs an `Origin` of this server")
+        page.reload()
+        expect(page.get_by_role("status")).to_have_text("Live")
+        expect(page.get_by_role("heading", name="No decisions yet")).to_be_visible()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ const PATIENCE_MS = 5_000;
 /** Polls `/health` between `start()` and `stop()`. */
 export class HealthPoll {
   #url;
-  #credential;
   #onHealth;
   #active = false;
   #isPolling = false;
@@ -17,12 +16,10 @@ export class HealthPoll {
 
   /**
    * @param {string} url
-   * @param {() => string | undefined} credential a token or API key to send
    * @param {(health: Health | null) => void} onHealth called with each answer; null without one
    */
-  constructor(url, credential, onHealth) {
+  constructor(url, onHealth) {
     this.#url = url;
-    this.#credential = credential;
     this.#onHealth = onHealth;
   }
 
@@ -56,10 +53,7 @@ export class HealthPoll {
    */
   async #fetch() {
     try {
-      const credential = this.#credential();
-      /** @type {Record<string, string>} */
-      const headers = credential ? { Authorization: `Bearer ${credential}` } : {};
-      const options = { cache: /** @type {const} */ ("no-store"), headers, signal: AbortSignal.timeout(PATIENCE_MS) };
+      const options = { cache: /** @type {const} */ ("no-store"), signal: AbortSignal.timeout(PATIENCE_MS) };
       const answer = await fetch(this.#url, options);
       const health = await answer.json();
       return typeof health?.version === "string" ? health : null;

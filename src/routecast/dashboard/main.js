@@ -1,13 +1,13 @@
 /** Connects the stream and the health poll with the renderer. */
 
 import { connect } from "./client/routecast.js";
-import { credential, takeKeyFromAddress } from "./credential.js";
 import { HealthPoll } from "./health.js";
 import { VIEW } from "./page_view.js";
 import { RateHistory } from "./rates.js";
 import { part } from "./rows.js";
-import { prepareSignIn } from "./sign_in.js";
-import { sendsChangesOnly } from "./status.js";
+import { Session, takeFailureFromAddress, takeKeyFromAddress } from "./session.js";
+import { prepareSignIn, prepareSignOut, renderSession } from "./sign_in.js";
+import { isUnauthenticated, sendsChangesOnly } from "./status.js";
 import { PageRenderer, renderTitle } from "./renderer.js";
 import { addKeyToCommand, prepareCommands } from "./welcome.js";
 
@@ -22,9 +22,16 @@ const QUIET_MS = 1_500 * VIEW.interval;
 /** Shorter than the default, because the user should soon see that no message arrives. */
 const PATIENCE_MS = 5_000;
 
-takeKeyFromAddress(); // before anything else, so that it is not shown for long
+/** A stream that ends although somebody is signed in is opened again after this time, at the soonest. */
+const REOPEN_MS = 10_000;
+
+const key = takeKeyFromAddress(); // before anything else, so that it is not shown for long
 const address = new URL(".", location.href).href;
-const client = connect(address, { patience: PATIENCE_MS, token: credential });
+const session = new Session(address);
+session.problem = takeFailureFromAddress();
+if (key !== undefined) await session.signIn(key);
+const client = connect(address, { patience: PATIENCE_MS });
+let reopenedAt = -Infinity;
 
 /** @type {import("./status.js").PageState} */
 const page = {
@@ -35,8 +42,10 @@ const page = {
   receivedAt: 0,
   failure: null,
   health: null,
-  hasCredential: false,
+  isSignedIn: session.person !== null,
+  problem: session.problem,
 };
+session.onChange = showSession;
 const history = new RateHistory();
 const renderer = new PageRenderer();
 let isRenderScheduled = false;
@@ -52,7 +61,7 @@ function render() {
   });
 }
 
-const healthPoll = new HealthPoll(new URL("health", address).href, credential, (health) => {
+const healthPoll = new HealthPoll(new URL("health", address).href, (health) => {
   page.health = health;
   render();
 });
@@ -87,8 +96,17 @@ client.onState((state) => {
     history.interrupt();
   }
   if (state.name !== "connected" && state.name !== "stale") page.current = false;
+  if (isUnauthenticated(state)) void reopen();
   render();
 });
+
+/** The stream was refused or ended: show the form, or open it again if the session is another one. */
+async function reopen() {
+  await session.load();
+  if (session.person === null || performance.now() - reopenedAt < REOPEN_MS) return;
+  reopenedAt = performance.now();
+  client.retry();
+}
 
 /**
  * The server's time, in ms since 1970: the newest document's timestamp, plus the time since it came.
@@ -109,15 +127,17 @@ function tick() {
   render();
 }
 
-/** Connect with the token or API key that the page now has. */
-function signIn() {
-  showCredential();
-  client.retry();
+function showSession() {
+  if (session.required) addKeyToCommand(address);
+  renderSession(session);
+  page.isSignedIn = session.person !== null;
+  page.problem = session.problem;
+  render();
 }
 
-function showCredential() {
-  page.hasCredential = credential() !== undefined;
-  if (page.hasCredential) addKeyToCommand(address);
+/** @param {string | undefined} key */
+async function signInByLink(key) {
+  if (key !== undefined && (await session.signIn(key))) client.retry();
 }
 
 function showNotice() {
@@ -129,9 +149,11 @@ function showNotice() {
 
 showNotice();
 prepareCommands(address);
-prepareSignIn(signIn);
-showCredential();
+prepareSignIn(session, () => client.retry());
+prepareSignOut(session, () => client.retry());
+if (key === undefined) void session.load();
+else showSession();
 // A key may be added to the address of a page that is open.
-addEventListener("hashchange", () => takeKeyFromAddress() && signIn());
+addEventListener("hashchange", () => void signInByLink(takeKeyFromAddress()));
 part(document, "#retry").addEventListener("click", () => client.retry());
 setInterval(tick, TICK_MS);

@@ -101,11 +101,12 @@ export class PageRenderer {
    * @param {PageState} page
    * @param {boolean} needed
    */
-  #renderSignIn({ stream, hasCredential }, needed) {
+  #renderSignIn({ stream, isSignedIn, problem: told }, needed) {
     const section = byId("sign-in");
     const appears = section.hidden && needed;
     section.hidden = !needed;
-    const problem = needed && hasCredential && stream.name === "closed" ? `Not accepted: ${stream.reason}.` : "";
+    const refused = isSignedIn && stream.name === "closed" ? `Not accepted: ${stream.reason}.` : "";
+    const problem = needed ? told || refused : "";
     show("sign-in-problem", problem);
     byId("sign-in-problem").hidden = problem === "";
     if (appears) byId("credential").focus();

@@ -1,20 +1,42 @@
-/** The form for a token or an API key. */
+/** The form for a token or an API key, the link to an identity provider, and who is signed in. */
 
-import { holdCredential } from "./credential.js";
 import { part } from "./rows.js";
 
+/** @typedef {import("./session.js").Session} Session */
+
 /**
- * Hold what a person enters.
+ * Give what a person enters to the session.
  *
- * @param {() => void} onEntered
+ * @param {Session} session
+ * @param {() => void} onSignedIn
  */
-export function prepareSignIn(onEntered) {
+export function prepareSignIn(session, onSignedIn) {
   const form = part(document, "#sign-in form");
   const field = /** @type {HTMLInputElement} */ (part(form, "input"));
-  form.addEventListener("submit", (event) => {
+  form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    holdCredential(field.value);
+    const entered = field.value;
     field.value = "";
-    onEntered();
+    if (await session.signIn(entered)) onSignedIn();
   });
+}
+
+/**
+ * @param {Session} session
+ * @param {() => void} onSignedOut
+ */
+export function prepareSignOut(session, onSignedOut) {
+  const button = part(document, "#sign-out");
+  button.addEventListener("click", async () => {
+    const done = await session.signOut();
+    button.textContent = done ? "Sign out" : "Not signed out. Try again";
+    if (done) onSignedOut();
+  });
+}
+
+/** @param {Session} session */
+export function renderSession({ person, hasProvider }) {
+  part(document, "#person").hidden = person === null;
+  part(document, "#subject").textContent = person?.subject ?? "";
+  part(document, "#provider").hidden = !hasProvider;
 }

@@ -18,7 +18,8 @@ import { formatAge, formatCount, formatCounted } from "./format.js";
  * @property {number} receivedAt when it came, in ms since 1970
  * @property {string | null} failure what the server sent in place of a newer one
  * @property {Health | null} health
- * @property {boolean} hasCredential whether a token or an API key was given
+ * @property {boolean} isSignedIn
+ * @property {string} problem why nobody is signed in; empty if there is nothing to say
  */
 
 /**
@@ -78,12 +79,21 @@ function connecting(again) {
 }
 
 /**
+ * Whether the server wants to know who this is.
+ *
+ * @param {State} stream
+ */
+export function isUnauthenticated(stream) {
+  return refusedWith(stream, UNAUTHENTICATED);
+}
+
+/**
  * Whether the server needs a token or an API key, or another one than it was given.
  *
  * @param {PageState} page
  */
-export function needsSignIn({ stream, hasCredential }) {
-  return refusedWith(stream, UNAUTHENTICATED) || (hasCredential && refusedWith(stream, FORBIDDEN));
+export function needsSignIn({ stream, isSignedIn }) {
+  return isUnauthenticated(stream) || (isSignedIn && refusedWith(stream, FORBIDDEN));
 }
 
 /**
@@ -91,8 +101,8 @@ export function needsSignIn({ stream, hasCredential }) {
  *
  * @param {PageState} page
  */
-export function isForbidden({ stream, hasCredential }) {
-  return !hasCredential && refusedWith(stream, FORBIDDEN);
+export function isForbidden({ stream, isSignedIn }) {
+  return !isSignedIn && refusedWith(stream, FORBIDDEN);
 }
 
 /**
