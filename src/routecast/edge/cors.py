@@ -28,7 +28,7 @@ _PREFLIGHT_HEADERS: Final = [
     _VARY,
 ]
 _ALLOW_HEADERS: Final = b"access-control-allow-headers"
-_SENT_FIELDS: Final = b"Content-Type, Content-Encoding, Last-Event-ID"
+_PREFLIGHT_FIELDS: Final = b"Content-Type, Content-Encoding, Last-Event-ID"
 
 
 class Cors:
@@ -56,7 +56,9 @@ class Cors:
         except Forbidden as error:
             return respond_error(error)
         answer = Response(status_code=HTTPStatus.NO_CONTENT)
-        fields = _SENT_FIELDS + b", Authorization" if self._access.required else _SENT_FIELDS
+        fields = (
+            _PREFLIGHT_FIELDS + b", Authorization" if self._access.required else _PREFLIGHT_FIELDS
+        )
         answer.raw_headers = [_allow(origin), (_ALLOW_HEADERS, fields), *_PREFLIGHT_HEADERS]
         return answer
 
