@@ -32,7 +32,7 @@ MAX_REFUSALS: Final = 100
 LIMIT_SECONDS: Final = 10.0
 
 _SILENT: Final = logging.CRITICAL + 1
-_FIELDS: Final = "audit_fields"
+_EXTRA: Final = "audit_fields"
 
 log = logging.getLogger("routecast.audit")
 log.setLevel(_SILENT)
@@ -59,12 +59,12 @@ def record(event: AuditEvent, text: str, **fields: Any) -> None:
 
 def marked(event: AuditEvent, **fields: Any) -> dict[str, Any]:
     """Return the argument `extra` by which a line of another logger is an event, too."""
-    return {_FIELDS: {"event": event, **fields}}
+    return {_EXTRA: {"event": event, **fields}}
 
 
 def fields_of(entry: logging.LogRecord) -> dict[str, Any]:
     """Return the fields of an event; {} for any other record."""
-    found: dict[str, Any] = getattr(entry, _FIELDS, {})
+    found: dict[str, Any] = getattr(entry, _EXTRA, {})
     return found
 
 

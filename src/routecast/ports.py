@@ -612,6 +612,25 @@ class Cluster(Protocol):
         """
         ...
 
+    async def ask(self, question: bytes, nodes: int, seconds: float) -> list[bytes]:
+        """Ask all nodes; return the answers of at most `nodes` of them that come within `seconds`.
+
+        This node gets the question, too. Raises Unavailable.
+        """
+        ...
+
+    async def questions(self) -> list[tuple[str, bytes]]:
+        """Wait a moment for questions; return those asked since the last call, with their ids.
+
+        The first call returns none. Old ones, to which nobody waits for an answer, are left out.
+        Raises Unavailable.
+        """
+        ...
+
+    async def answer(self, identity: str, answer: bytes) -> None:
+        """Answer a question. Raises Unavailable."""
+        ...
+
     async def close(self) -> None:
         """Leave the cluster and disconnect. May be called twice."""
         ...

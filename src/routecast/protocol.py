@@ -509,7 +509,7 @@ class HealthReport(msgspec.Struct, frozen=True):
 # Connections on one page; the default and the maximum.
 DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1_000
-ConnectionOrder = Literal["start", "bytes", "lag"]
+ConnectionOrder = Literal["start", "bytes", "lag", "round_trip", "newest"]
 
 
 class FollowedView(msgspec.Struct, frozen=True):
@@ -537,6 +537,7 @@ class OpenConnection(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
+    node: str
     subject: str
     credential: str | None
     expires: str | None
@@ -559,6 +560,7 @@ class ClosedConnection(msgspec.Struct, frozen=True, kw_only=True):
     """A stream that was closed with a code; `reason` is the meaning of the code in words."""
 
     id: str
+    node: str
     subject: str
     credential: str | None
     address: str
@@ -574,24 +576,34 @@ class ClosedConnection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenConnections(msgspec.Struct, frozen=True):
-    """A page of a node's open connections; `total` is their number on all pages.
+    """A page of the open connections of a cluster; `total` is their number on all pages.
 
-    `next` is the parameter `after` of the next page, None on the last one.
+    `node` is the one that answers. `next` is the parameter `after` of the next page, None on the
+    last one. `missing` says why connections of other nodes are not in it; None if all are.
     """
 
     node: str
     total: int
     next: str | None
     connections: list[OpenConnection]
+    missing: str | None = None
 
 
 class ClosedConnections(msgspec.Struct, frozen=True):
-    """A page of the connections that a node closed last, the newest first."""
+    """A page of the connections that were closed last, the newest first."""
 
     node: str
     total: int
     next: str | None
     connections: list[ClosedConnection]
+    missing: str | None = None
+
+
+class Expelled(msgspec.Struct, frozen=True):
+    """How many streams of a subject are being closed; `missing` as in `OpenConnections`."""
+
+    closed: int
+    missing: str | None = None
 
 
 class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,6 +48,7 @@ ROUTES: Final = [route for route in SCOPE_OF_ROUTE if not route[1].startswith("/
 GOOD_STATUS: Final = {
     ("GET", "/ws/metrics"): 426,
     ("OPTIONS", "/ws/metrics"): 204,
+    ("DELETE", "/v1/admin/connections"): 400,
     ("DELETE", "/v1/admin/connections/{identity}"): 404,
 }
 # Projects with decisions from the start, and one for all decisions that tests send.

@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from websockets.exceptions import ConnectionClosed
 
 from routecast import client
 from tests.support.command import routecast
+from tests.support.credentials import SIGNED, bearer, token
 from tests.support.server import EDGES, Edge, Server
 from tests.support.tokens import SECRET
 from tests.support.v1 import JSON, MSGPACK, V1Client, v1_client
 from tests.support.waiting import until
 
 CONNECTIONS = "/v1/admin/connections"
+NODES = "/v1/admin/nodes"
 GOOD = {"strategy": "hybrid", "provider": "gemini"}
 Row = dict[str, Any]
 
@@ -191,7 +193,8 @@ def test_what_does_not_exist_is_not_found(server: Server) -> None:
         answer = server.http.delete(f"{CONNECTIONS}/{identity}")
         assert answer.status_code == 404
         assert answer.headers["content-type"] == "application/problem+json"
-    assert server.http.delete(CONNECTIONS).status_code == 405
+    answer = server.http.delete(CONNECTIONS)  # of no subject, it would be everyone
+    assert (answer.status_code, answer.json()["parameter"]) == (400, "subject")
 
 
 @pytest.mark.parametrize("query", ["limit=0", "sort=x", "protocol=x", "after=x", "closed=x"])
@@ -274,14 +277,109 @@ def test_nodes_know_each_other(tmp_path: Path, redis_url: str) -> None:
             with other.http.stream("GET", "/sse/metrics") as answer:
                 lines = answer.iter_lines()
                 next(line for line in lines if line.startswith("data"))
-                (row,) = listed(other)
-                assert listed(one_node) == []
                 until(lambda: nodes(one_node)["stream"]["connections"] == 1)
             names = {role: node["node"] for role, node in nodes(one_node).items()}
             page = other.http.get(CONNECTIONS).json()
             assert page["node"] == names["stream"] != names["all"]
-            assert row["protocol"] == "sse"
         until(lambda: set(nodes(one_node)) == {"all"})
+
+
+@contextmanager
+def two_nodes(folder: Path, redis_url: str, **env: str) -> Iterator[tuple[Server, Server]]:
+    """Run two nodes that know each other."""
+    env = {"ROUTECAST_REDIS_PREFIX": folder.name, **env}
+    first = Server(folder / "one", redis_url=redis_url, env=env)
+    second = Server(folder / "two", redis_url=redis_url, env=env, role="stream")
+    with first, second:
+        for node in (first, second):
+            node.http.headers.update(bearer(token("read", "admin", sub="olga")))
+            until(lambda node=node: len(node.http.get(NODES).json()["nodes"]) == 2)
+        yield first, second
+
+
+async def test_one_node_answers_for_all(tmp_path: Path, redis_url: str) -> None:
+    """Lists, pages, searches and what was closed have the connections of all nodes."""
+    with two_nodes(tmp_path, redis_url) as (first, second):
+        names = {node: node.http.get(CONNECTIONS).json()["node"] for node in (first, second)}
+        agents = {f"wall/{number}" for number in range(6)}
+        async with AsyncExitStack() as stack:
+            for number in range(6):
+                node = (first, second)[number % 2]
+                await stack.enter_async_context(streaming(node, f"wall/{number}"))
+            for node in (first, second):
+                page = node.http.get(CONNECTIONS).json()
+                assert (page["total"], page["next"], page["missing"]) == (6, None, None)
+                rows = page["connections"]
+                assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+                assert {row["client"] for row in rows} == agents
+                assert {row["node"] for row in page["connections"]} == set(names.values())
+                seen = pages_of(node, limit=4, sort="newest")
+                assert seen == [row["client"] for row in reversed(rows)]
+                only = listed(node, node=names[second])
+                assert {row["client"] for row in only} == {"wall/1", "wall/3", "wall/5"}
+                assert [row["client"] for row in listed(node, search="WALL/4")] == ["wall/4"]
+            nowhere = first.http.get(CONNECTIONS, params={"node": "nowhere"}).json()
+            assert (nowhere["total"], nowhere["missing"]) == (0, "there is no node 'nowhere'")
+        until(lambda: len(listed(first, closed="true")) == 6)
+        ended = [row["ended"] for row in listed(second, closed="true")]
+        assert ended == sorted(ended, reverse=True)
+        assert len(pages_of(second, limit=4, closed="true")) == 6
+        assert len(listed(second, closed="true", code=1000)) == 6
+        assert not listed(second, closed="true", code=4403)
+
+
+def pages_of(server: Server, **query: Any) -> list[str]:
+    """Return what clients on all pages call themselves."""
+    seen: list[str] = []
+    after: dict[str, str] = {}
+    while True:
+        page = server.http.get(CONNECTIONS, params={**query, **after}).json()
+        seen += [row["client"] for row in page["connections"]]
+        if page["next"] is None:
+            return seen
+        after = {"after": page["next"]}
+
+
+async def test_clients_of_another_node_are_disconnected(tmp_path: Path, redis_url: str) -> None:
+    """One by its id, and all of a subject on all nodes."""
+    with two_nodes(tmp_path, redis_url, **SIGNED) as (first, second):
+        ann, bob = (bearer(token("read", sub=name)) for name in ("ann", "bob"))
+        async with AsyncExitStack() as stack:
+            streams = [
+                await stack.enter_async_context(connect(node.ws_url, additional_headers=who))
+                for node in (first, second)
+                for who in (ann, bob)
+            ]
+            for stream in streams:
+                await stream.recv()
+            (row,) = listed(first, subject="bob", node=listed(second)[-1]["node"])
+            assert first.http.delete(f"{CONNECTIONS}/{row['id']}").status_code == 204
+            await read_to_the_end(streams[3])
+            assert streams[3].close_code == 4403
+            assert first.http.delete(f"{CONNECTIONS}/{'0' * 15}").status_code == 404
+            answer = first.http.delete(CONNECTIONS, params={"subject": "ann"})
+            assert answer.json() == {"closed": 2, "missing": None}
+            for stream in (streams[0], streams[2]):
+                await read_to_the_end(stream)
+                assert stream.close_code == 4403
+            await streams[1].recv()
+            until(lambda: [row["subject"] for row in listed(second)] == ["bob"])
+
+
+def test_a_node_that_does_not_answer_is_named(tmp_path: Path, redis_url: str) -> None:
+    """The others answer in time."""
+    with two_nodes(tmp_path, redis_url) as (first, second):
+        name = second.http.get(CONNECTIONS).json()["node"]
+        second.freeze()
+        try:
+            page = first.http.get(CONNECTIONS).json()
+            answer = first.http.delete(f"{CONNECTIONS}/{'0' * 15}")
+        finally:
+            second.thaw()
+        assert page["missing"] == f"these nodes do not answer: {name}"
+        assert answer.status_code == 503
+        assert name in answer.json()["detail"]
+        until(lambda: first.http.get(CONNECTIONS).json()["missing"] is None)
 
 
 def test_nodes_say_when_others_are_not_known(tmp_path: Path) -> None:

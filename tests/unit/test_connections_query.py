@@ -18,11 +18,14 @@ def test_every_parameter_is_read() -> None:
         "ann", "192.0.2.1", "sse", "lag", 7, Place(-3, 12)
     )
     assert parse_connections_query("closed=true").closed
+    query = parse_connections_query("node=a1&search=%20ANN&closed=true&code=4403")
+    assert (query.node, query.search, query.code) == ("a1", "ann", 4403)
+    assert parse_connections_query("search=").search is None
 
 
 def test_a_place_is_read_as_it_was_written() -> None:
     """It is the parameter `after` of the next page."""
-    for place in (Place(0, 1), Place(-12, 2**60)):
+    for place in (Place(0, 1), Place(-12, 2**60), Place(-(2**60), 2**60)):
         assert parse_connections_query(f"after={place}").after == place
 
 
@@ -38,6 +41,9 @@ def test_a_place_is_read_as_it_was_written() -> None:
         ("sort=start&closed=true", "sort"),
         ("protocol=ws", "protocol"),
         ("closed=1", "closed"),
+        ("code=1000", "code"),
+        ("closed=true&code=999", "code"),
+        (f"search={'x' * 101}", "search"),
         ("after=x", "after"),
         ("after=1", "after"),
         ("after=-1-2", "after"),

@@ -79,6 +79,7 @@ NOBODY: Final = Principal(scopes=frozenset(), projects=frozenset())
 # compare it with the routes.
 SCOPE_OF_ROUTE: Final[Mapping[tuple[str, str], Scope | None]] = {
     ("GET", "/"): None,
+    ("GET", "/admin"): None,
     ("GET", "/dashboard/{path:path}"): None,
     ("GET", "/health"): None,
     ("GET", "/ready"): None,
@@ -97,6 +98,7 @@ SCOPE_OF_ROUTE: Final[Mapping[tuple[str, str], Scope | None]] = {
     ("POST", "/v1/tickets"): Scope.READ,
     ("POST", "/v1/decisions"): Scope.WRITE,
     ("GET", "/v1/admin/connections"): Scope.ADMIN,
+    ("DELETE", "/v1/admin/connections"): Scope.ADMIN,
     ("DELETE", "/v1/admin/connections/{identity}"): Scope.ADMIN,
     ("GET", "/v1/admin/nodes"): Scope.ADMIN,
 }

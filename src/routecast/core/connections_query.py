@@ -9,9 +9,12 @@ from routecast.errors import BadParameter
 from routecast.protocol import DEFAULT_PAGE, MAX_PAGE, STREAM_PROTOCOLS, ConnectionOrder
 
 CONNECTION_PARAMETERS: Final = (
-    *("subject", "address", "protocol", "sort", "limit", "after", "closed"),
+    *("subject", "address", "protocol", "node", "search", "code"),
+    *("sort", "limit", "after", "closed"),
 )
-_AFTER: Final = re.compile(r"([0-9]{1,18})-([0-9]{1,20})", re.ASCII)
+_AFTER: Final = re.compile(r"([0-9]{1,19})-([0-9]{1,19})", re.ASCII)
+# Characters of a text that is searched for.
+MAX_SEARCH: Final = 100
 _WHOLE: Final = re.compile(r"[0-9]{1,6}", re.ASCII)
 
 
@@ -31,8 +34,8 @@ class ConnectionsQuery:
     """A page of open or closed connections. A filter of None passes all.
 
     `after` is the place of the last one on the page before. Open connections are sorted by start,
-    the first one first, or by bytes or lag, the largest first; closed ones by their end, the last
-    one first.
+    the first or the newest one first, or by a number, the largest first; closed ones by their end,
+    the last one first. `node` is the only node to ask. `search` is in lower case.
     """
 
     subject: str | None = None
@@ -42,6 +45,13 @@ class ConnectionsQuery:
     limit: int = DEFAULT_PAGE
     after: Place | None = None
     closed: bool = False
+    node: str | None = None
+    search: str | None = None
+    code: int | None = None
+
+    def finds(self, *texts: str) -> bool:
+        """Whether one of the texts contains what is searched for."""
+        return self.search is None or any(self.search in text.lower() for text in texts)
 
     def matches(self, subject: str, address: str, protocol: str) -> bool:
         """Whether a connection is in the list."""
@@ -67,6 +77,11 @@ def parse_connections_query(query: bytes | str) -> ConnectionsQuery:
         raise BadParameter("sort", f"must be one of {', '.join(orders)}")
     if closed == "true" and "sort" in given:
         raise BadParameter("sort", "closed connections are always sorted by their end")
+    if closed == "false" and "code" in given:
+        raise BadParameter("code", "open connections have none yet; add closed=true")
+    search = given.get("search", "").strip()
+    if len(search) > MAX_SEARCH:
+        raise BadParameter("search", f"must have at most {MAX_SEARCH} characters")
     return ConnectionsQuery(
         subject=given.get("subject"),
         address=given.get("address"),
@@ -75,7 +90,17 @@ def parse_connections_query(query: bytes | str) -> ConnectionsQuery:
         limit=_limit(given["limit"]) if "limit" in given else DEFAULT_PAGE,
         after=_place(given["after"]) if "after" in given else None,
         closed=closed == "true",
+        node=given.get("node"),
+        search=search.lower() or None,
+        code=_code(given["code"]) if "code" in given else None,
     )
+
+
+def _code(text: str) -> int:
+    code = int(text) if _WHOLE.fullmatch(text) else 0
+    if not 1_000 <= code <= 4_999:
+        raise BadParameter("code", "must be a close code, from 1000 to 4999")
+    return code
 
 
 def _limit(text: str) -> int:

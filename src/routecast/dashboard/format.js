@@ -108,6 +108,16 @@ export function formatLatency(ms) {
   return ms < 999.5 ? `${latency.format(ms)} ms` : `${latency.format(ms / 1_000)} s`;
 }
 
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
+
+/** @param {number | null | undefined} bytes */
+export function formatBytes(bytes) {
+  if (bytes == null) return UNKNOWN;
+  let [value, unit] = [bytes, 0];
+  while (value >= 999.5 && unit < UNITS.length - 1) [value, unit] = [value / 1_000, unit + 1];
+  return `${unit ? latency.format(value) : whole.format(value)} ${UNITS[unit]}`;
+}
+
 /** @param {number} ms a duration, as in "3 s" or "2 min" */
 export function formatAge(ms) {
   const seconds = Math.max(0, Math.floor(ms / 1_000));

@@ -24,7 +24,7 @@ export function setText(element, text) {
  */
 export function part(parent, selector) {
   const element = parent.querySelector(selector);
-  if (!(element instanceof HTMLElement)) throw new Error(`index.html has no ${selector}`);
+  if (!(element instanceof HTMLElement)) throw new Error(`the page has no ${selector}`);
   return element;
 }
 
@@ -88,7 +88,7 @@ export class KeyedRows {
   /** @param {string} name */
   #create(name) {
     const row = this.#template.content.firstElementChild?.cloneNode(true);
-    if (!(row instanceof HTMLElement)) throw new Error(`index.html has an empty #${this.#template.id}`);
+    if (!(row instanceof HTMLElement)) throw new Error(`the page has an empty #${this.#template.id}`);
     const label = part(row, ".name");
     label.textContent = label.title = formatName(name);
     this.#rows.set(name, row);

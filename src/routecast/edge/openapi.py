@@ -21,6 +21,7 @@ from routecast.protocol import (
     WINDOWS,
     ClosedConnections,
     DecisionIn,
+    Expelled,
     HealthReport,
     NodeSummaries,
     OpenConnections,
@@ -97,7 +98,7 @@ def describe(schema: dict[str, Any]) -> None:
     """Add `POST /v1/decisions`, and the answers of all routes, to an OpenAPI schema."""
     models = (
         *(DecisionIn, Receipt, Problem, HealthReport),
-        *(OpenConnections, ClosedConnections, NodeSummaries),
+        *(OpenConnections, ClosedConnections, Expelled, NodeSummaries),
     )
     (decision, receipt, *_), components = msgspec.json.schema_components(
         models, ref_template="#/components/schemas/{name}"

@@ -92,6 +92,7 @@ from routecast.services.tickets import Tickets
 from routecast.services.windows import Windows
 from routecast.slices import Slices
 from routecast.streaming.channels import Channels
+from routecast.streaming.cluster_view import ClusterView
 from routecast.streaming.connections import ConnectionManager
 from routecast.streaming.heartbeat import Heartbeat
 from routecast.streaming.history_limits import HistoryLimits
@@ -369,7 +370,11 @@ class Services:
             version=VERSION,
             role=settings.role,
         )
-        self.operator_view = OperatorView(self.manager, self.slices, self.reporter.name)
+        self.cluster_view = ClusterView(
+            OperatorView(self.manager, self.slices, self.reporter.name),
+            engines.cluster,
+            self.reporter.others,
+        )
         self.presence = ClusterPresence(
             engines.cluster, lambda: self.manager.active, self.reporter.encoded
         )
@@ -442,6 +447,7 @@ class Services:
             await stack.enter_async_context(self._ingesting())
             if self._topology.has_bus:
                 await stack.enter_async_context(start("census", self.presence.run))
+                await stack.enter_async_context(start("operator", self.cluster_view.run))
             await stack.enter_async_context(start("renders", self.renders.run))
             await stack.enter_async_context(start("channels", self.channels.run))
             await stack.enter_async_context(start("histories", self.history_subscriptions.run))
@@ -683,7 +689,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.include_router(metrics_router(services.renders.encoded_document))
     app.include_router(history_router(services.history.answer, services.history_limits))
     app.include_router(ops_router(services.health, services.check, services.instruments))
-    app.include_router(operator_router(services.operator_view, services.reporter.all, sites))
+    app.include_router(operator_router(services.cluster_view, services.reporter.all, sites))
     app.include_router(tickets_router(services.tickets))
     app.include_router(session_router(access, services.sessions, sites, lambda: False))
     app.include_router(asyncapi_router(VERSION))

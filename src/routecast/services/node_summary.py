@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,15 @@ from routecast.ports import Clock, Cluster
 from routecast.protocol import NodeSummaries, NodeSummary, Position, rfc3339
 
 _STATM: Final = Path("/proc/self/statm")
+
+
+class _Name(msgspec.Struct):
+    """The name of a node, in its summary."""
+
+    node: str
+
+
+_decode_name: Final = msgspec.json.Decoder(_Name).decode
 _decode: Final = msgspec.json.Decoder(NodeSummary).decode
 
 
@@ -72,6 +82,14 @@ class NodeReporter:
     def encoded(self) -> bytes:
         """Return the summary as other nodes read it."""
         return msgspec.json.encode(self.summary())
+
+    async def others(self) -> frozenset[str]:
+        """Return the names of the other nodes. Raises Unavailable."""
+        names = set()
+        for text in await self._cluster.summaries():
+            with suppress(msgspec.DecodeError):
+                names.add(_decode_name(text).node)
+        return frozenset(names - {self.name})
 
     async def all(self) -> NodeSummaries:
         """Return the summaries of all nodes by host, this one's as it is now."""

@@ -175,20 +175,25 @@ class ConnectionManager:
             connection.stop(CloseCode.RESTART, self._return_ms())
         return not self._closing
 
-    def expel(self, identity: int, *, may_return: bool) -> bool:
+    def expel(
+        self, identity: int, *, may_return: bool, connection: Connection | None = None
+    ) -> bool:
         """Close the connection with an id, for an operator; return False if there is none.
 
-        `may_return` tells the client to reconnect after a while; else it must not.
+        `may_return` tells the client to reconnect after a while; else it must not. Without
+        `connection` it is looked for, which takes a while if there are many.
         """
-        for connection, found in self._connections.items():
-            if found == identity:
-                self._expelled.add(connection)
-                if may_return:
-                    connection.stop(CloseCode.RESTART, self._return_ms())
-                else:
-                    connection.stop(CloseCode.FORBIDDEN)
-                return True
-        return False
+        if connection is None:
+            held = self._connections.items()
+            connection = next((one for one, known in held if known == identity), None)
+        if connection is None or self._connections.get(connection) != identity:
+            return False
+        self._expelled.add(connection)
+        if may_return:
+            connection.stop(CloseCode.RESTART, self._return_ms())
+        else:
+            connection.stop(CloseCode.FORBIDDEN)
+        return True
 
     def disconnect(
         self,

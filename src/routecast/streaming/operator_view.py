@@ -11,21 +11,21 @@ from itertools import islice
 from typing import Final, Protocol, cast
 
 from routecast.core.connection_ids import began, read_id, write_id
+from routecast.core.connection_pages import NodePage
 from routecast.core.connections_query import ConnectionsQuery, Place
 from routecast.core.view import FILTERS, View, ViewSubscription
 from routecast.ports import Connection
 from routecast.protocol import (
     CloseCode,
     ClosedConnection,
-    ClosedConnections,
     FollowedView,
     OpenConnection,
-    OpenConnections,
     rfc3339,
 )
 from routecast.slices import Slices
 from routecast.streaming.connections import (
     ABNORMAL_CLOSURE,
+    CLOSE_BATCH,
     ClosedRecord,
     ConnectionManager,
     InspectedPeer,
@@ -75,7 +75,7 @@ class OperatorView:
     def __init__(self, manager: ConnectionManager, slices: Slices, node: str) -> None:
         self._manager = manager
         self._slices = slices
-        self._node = node
+        self.node = node
         self._one_at_a_time = asyncio.Lock()
 
     def expel(self, identity: str, *, may_return: bool) -> bool:
@@ -86,13 +86,29 @@ class OperatorView:
         found = read_id(identity)
         return found is not None and self._manager.expel(found, may_return=may_return)
 
+    async def expel_all(self, subject: str, *, may_return: bool) -> int:
+        """Close all connections of a subject; return their number."""
+        count = 0
+        everything = list(self._manager.open_connections())
+        for first in range(0, len(everything), LOOKED_AT_ONCE):
+            await self._slices.turn()
+            for each, identity in everything[first : first + LOOKED_AT_ONCE]:
+                peer = cast(InspectedConnection, each).peer
+                if peer is None or peer.principal.subject != subject:
+                    continue
+                if self._manager.expel(identity, may_return=may_return, connection=each):
+                    count += 1
+                    if not count % CLOSE_BATCH:
+                        await self._slices.turn()
+        return count
+
     # -- open connections -----------------------------------------------------------------------
 
-    async def opened(self, query: ConnectionsQuery) -> OpenConnections:
+    async def opened(self, query: ConnectionsQuery) -> NodePage[OpenConnection]:
         """Return a page of the open connections."""
         async with self._one_at_a_time:
             total, found = await self._find(query)
-            described: list[OpenConnection] = []
+            places, described = list[Place](), list[OpenConnection]()
             steps, left = STEPS_PER_SLICE, STEPS_PER_PAGE
             place = None
             for rank, identity, connection in found[: query.limit]:
@@ -102,14 +118,14 @@ class OperatorView:
                     steps = 0
                 if connection.peer is not None:  # else it was closed meanwhile
                     one = self._describe(identity, connection, connection.peer)
+                    places.append(place)
                     described.append(one)
                     cost = 1 + sum(map(_steps, one.subscriptions))
                     steps, left = steps + cost, left - cost
                     if left < 0:
                         break
             is_last = place is None or place == found[-1][:2]
-        following = None if is_last else str(place)
-        return OpenConnections(self._node, total, following, described)
+        return NodePage(self.node, total, None if is_last else place, places, described)
 
     async def _find(self, query: ConnectionsQuery) -> tuple[int, list[_Found]]:
         """Return how many connections match, and those of the page in order, and one more."""
@@ -128,6 +144,7 @@ class OperatorView:
         expires = principal.expires
         return OpenConnection(
             id=write_id(identity),
+            node=self.node,
             subject=principal.subject,
             credential=principal.credential or None,
             expires=None if expires is None else rfc3339(round(expires * 1_000_000)),
@@ -148,38 +165,35 @@ class OperatorView:
 
     # -- closed connections ---------------------------------------------------------------------
 
-    async def closed(self, query: ConnectionsQuery) -> ClosedConnections:
-        """Return a page of the closed connections, the newest first.
-
-        The place of each is the number of those that were closed before it.
-        """
+    async def closed(self, query: ConnectionsQuery) -> NodePage[ClosedConnection]:
+        """Return a page of the closed connections, the newest first."""
         async with self._one_at_a_time:
             await self._slices.turn()
             records = list(self._manager.closed)
-            number, total = self._manager.closed_count, 0
-            page: list[tuple[Place, ClosedRecord]] = []
             records.reverse()
+            total, found = 0, list[tuple[Place, ClosedRecord]]()
             for first in range(0, len(records), LOOKED_AT_ONCE):
                 if first:
                     await self._slices.turn()
                 for record in islice(records, first, first + LOOKED_AT_ONCE):
-                    number -= 1
-                    if not query.matches(record.subject, record.address, record.protocol):
+                    if not _was_wanted(query, record):
                         continue
                     total += 1
-                    place = Place(-number, record.identity)
-                    if len(page) <= query.limit and (query.after is None or place > query.after):
-                        page.append((place, record))
-            rest = page[query.limit :]
-            del page[query.limit :]
-            described = []
+                    place = Place(-record.ended, record.identity)
+                    if query.after is None or place > query.after:
+                        found.append((place, record))
+                found.sort(key=_place_of)  # the clock may have been set back
+                del found[query.limit + 1 :]
+            page = found[: query.limit]
+            described = list[ClosedConnection]()
             for first in range(0, len(page), LOOKED_AT_ONCE):
                 await self._slices.turn()
                 described += [
-                    _describe_closed(each) for _, each in page[first : first + LOOKED_AT_ONCE]
+                    _describe_closed(self.node, each)
+                    for _, each in page[first : first + LOOKED_AT_ONCE]
                 ]
-        following = str(page[-1][0]) if rest else None
-        return ClosedConnections(self._node, total, following, described)
+        following = page[-1][0] if len(found) > len(page) else None
+        return NodePage(self.node, total, following, [place for place, _ in page], described)
 
 
 def _look(
@@ -187,16 +201,16 @@ def _look(
 ) -> int:
     """Add to `found` the connections that may be on a page; return how many match."""
     matching = 0
-    is_filtered = not (query.subject is query.address is query.protocol is None)
+    is_filtered = not (query.subject is query.address is query.protocol is query.search is None)
     after = query.after or Place(-(2**63), 0)
     last = found[query.limit][:2] if len(found) > query.limit else None
     for each, identity in connections:
         connection = cast(InspectedConnection, each)
         peer = connection.peer
-        if peer is None or (is_filtered and not _matches(query, connection, peer)):
+        if peer is None or (is_filtered and not _matches(query, identity, connection, peer)):
             continue
         matching += 1
-        rank = _rank(query, peer)
+        rank = _rank(query, identity, connection, peer)
         place = rank, identity
         if place > after and (last is None or place < last):
             found.append((rank, identity, connection))
@@ -206,15 +220,44 @@ def _look(
     return matching
 
 
-def _matches(query: ConnectionsQuery, connection: Connection, peer: InspectedPeer) -> bool:
-    return query.matches(peer.principal.subject, connection.client, peer.protocol)
+def _matches(
+    query: ConnectionsQuery, identity: int, connection: InspectedConnection, peer: InspectedPeer
+) -> bool:
+    principal, address = peer.principal, connection.client
+    if not query.matches(principal.subject, address, peer.protocol):
+        return False
+    return query.search is None or query.finds(
+        principal.subject, principal.credential, address, connection.agent, write_id(identity)
+    )
 
 
-def _rank(query: ConnectionsQuery, peer: InspectedPeer) -> int:
+def _was_wanted(query: ConnectionsQuery, record: ClosedRecord) -> bool:
+    if not query.matches(record.subject, record.address, record.protocol):
+        return False
+    if query.code is not None and query.code != record.code:
+        return False
+    return query.search is None or query.finds(
+        *(record.subject, record.credential, record.address, record.agent),
+        write_id(record.identity),
+    )
+
+
+def _place_of(found: tuple[Place, object]) -> Place:
+    return found[0]
+
+
+def _rank(
+    query: ConnectionsQuery, identity: int, connection: InspectedConnection, peer: InspectedPeer
+) -> int:
     """Return the first part of a connection's place; ids are in the order of the starts."""
     match query.sort:
         case "start":
             return 0
+        case "newest":
+            return -identity
+        case "round_trip":
+            pong = connection.pong()
+            return 0 if pong is None else -1 - pong.round_trip_ms
         case "bytes":
             return -round(peer.sent.imag)
         case "lag":
@@ -245,10 +288,11 @@ def _filters(view: View) -> dict[str, list[str]]:
     return {name: sorted(names) for name, names in filters if names is not None}
 
 
-def _describe_closed(record: ClosedRecord) -> ClosedConnection:
+def _describe_closed(node: str, record: ClosedRecord) -> ClosedConnection:
     messages, size = messages_and_bytes(record.sent)
     return ClosedConnection(
         id=write_id(record.identity),
+        node=node,
         subject=record.subject,
         credential=record.credential or None,
         address=record.address,

@@ -44,5 +44,14 @@ class MemoryCluster:
     async def summaries(self) -> list[bytes]:
         return [self._summary] if self._summary else []
 
+    async def ask(self, question: bytes, nodes: int, seconds: float) -> list[bytes]:
+        return []  # there is nobody else
+
+    async def questions(self) -> list[tuple[str, bytes]]:
+        return []
+
+    async def answer(self, identity: str, answer: bytes) -> None:
+        """Do nothing."""
+
     async def close(self) -> None:
         self._connections, self._summary = 0, b""

@@ -1,7 +1,9 @@
 """The cluster of the nodes that share a Redis."""
 
 import asyncio
+import math
 import secrets
+import time
 from collections.abc import Awaitable
 from contextlib import suppress
 from functools import partial
@@ -11,12 +13,26 @@ from routecast.adapters.redis_client import (
     MAX_CHARACTERS_SHOWN,
     RedisClient,
     RedisLink,
+    compress,
+    decompress,
     is_done,
 )
 from routecast.core.key_rows import pack_records, unpack_records
 from routecast.core.keys import AccessRecords
 from routecast.errors import Unavailable
 from routecast.ports import PRESENCE_SECONDS
+
+# The questions that Redis keeps, and the answers to each: more than there are nodes.
+MAX_QUESTIONS: Final = 1_000
+MAX_ANSWERS: Final = 1_000
+# Nobody waits for an answer to a question that is this much older than the newest one.
+QUESTION_MILLISECONDS: Final = 2_000
+# Answers expire after this time.
+ANSWER_MILLISECONDS: Final = 10_000
+# A read waits for at most this time, which must be shorter than the client's timeout.
+WAIT_MILLISECONDS: Final = 500
+# Entries read at a time.
+MAX_READ: Final = 100
 
 # A script, because its reply shows that the server is Redis: no other program would give it.
 _CLAIM: Final = """
@@ -71,6 +87,8 @@ class RedisCluster:
         self._summaries = link.key("summaries")
         self._milliseconds = round(presence_seconds * 1000)
         self._has_reported = False
+        self._questions = link.key("questions")
+        self._last_question: bytes | None = None  # the id; None until it is known
 
     async def claim(self, work: str, seconds: float) -> bool:
         key, milliseconds = self._link.key(f"claim:{work}"), round(seconds * 1000)
@@ -108,6 +126,50 @@ class RedisCluster:
             lambda redis: redis.eval(_SUMMARIES, 1, self._summaries), _texts
         )
 
+    async def ask(self, question: bytes, nodes: int, seconds: float) -> list[bytes]:
+        identity = secrets.token_hex(8)
+        packed, key = compress(question), self._link.key(f"answers:{identity}")
+        fields: dict[Any, Any] = {"id": identity, "question": packed}
+        await self._link.call(
+            lambda redis: redis.xadd(self._questions, fields, maxlen=MAX_QUESTIONS), _is_added
+        )
+        answers: list[bytes] = []
+        last, end = b"0", time.monotonic() + seconds
+        while len(answers) < nodes and (left := end - time.monotonic()) > 0:
+            wait = min(math.ceil(1000 * left), WAIT_MILLISECONDS)
+            found = await self._link.call(partial(_read_after, key, last, wait), _entries)
+            answers += [fields_of_one.get(b"answer", b"") for _, fields_of_one in found]
+            last = found[-1][0] if found else last
+        return [await asyncio.to_thread(_unpack, each) for each in answers]
+
+    async def questions(self) -> list[tuple[str, bytes]]:
+        if self._last_question is None:
+            newest = await self._link.call(
+                lambda redis: redis.xrevrange(self._questions, count=1), _listed
+            )
+            self._last_question = newest[0][0] if newest else b"0"
+            return []
+        read = partial(_read_after, self._questions, self._last_question, WAIT_MILLISECONDS)
+        found = await self._link.call(read, _entries)
+        if not found:
+            return []
+        self._last_question = found[-1][0]
+        oldest = _milliseconds(found[-1][0]) - QUESTION_MILLISECONDS
+        return [
+            (
+                fields.get(b"id", b"").decode("ascii", "replace"),
+                _unpack(fields.get(b"question", b"")),
+            )
+            for at, fields in found
+            if _milliseconds(at) >= oldest
+        ]
+
+    async def answer(self, identity: str, answer: bytes) -> None:
+        key = self._link.key(f"answers:{identity}")
+        fields: dict[Any, Any] = {"answer": await asyncio.to_thread(compress, answer)}
+        await self._link.call(lambda redis: redis.xadd(key, fields, maxlen=MAX_ANSWERS), _is_added)
+        await self._link.call(lambda redis: redis.pexpire(key, ANSWER_MILLISECONDS))
+
     async def close(self) -> None:
         has_reported, self._has_reported = self._has_reported, False
         if has_reported:
@@ -119,6 +181,42 @@ class RedisCluster:
 
 def _delete(key: str, field: str, redis: RedisClient) -> Awaitable[Any]:
     return redis.hdel(key, field)
+
+
+def _read_after(key: str, last: bytes, wait: int, redis: RedisClient) -> Awaitable[Any]:
+    return redis.xread({key: last}, MAX_READ, wait)
+
+
+def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Read the reply of XREAD for one stream: the entries with their ids."""
+    return _listed(reply[0][1]) if reply else []
+
+
+def _listed(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Read the reply of XREVRANGE, or a part of that of XREAD."""
+    entries = list(reply)
+    for at, fields in entries:
+        _milliseconds(at)
+        if not isinstance(fields, dict):
+            raise TypeError("an entry has no fields")
+    return entries
+
+
+def _unpack(packed: bytes) -> bytes:
+    try:
+        return decompress(packed)
+    except ValueError:  # any program may have written it; it is not readable either
+        return b""
+
+
+def _milliseconds(at: bytes) -> int:
+    """Return the time in the id of an entry. Raises ValueError if it is not an id."""
+    return int(at.partition(b"-")[0])
+
+
+def _is_added(reply: Any) -> None:
+    """Read the reply of XADD: the id of the entry."""
+    _milliseconds(reply)
 
 
 def _texts(reply: Any) -> list[bytes]:

@@ -10,13 +10,15 @@ _ORDERS: Final[tuple[ConnectionOrder, ...]] = get_args(ConnectionOrder)
 _PROTOCOLS: Final = (None, *STREAM_PROTOCOLS)
 _FIRST: Final[dict[str, str]] = {
     "start": "the oldest first",
+    "newest": "the newest first",
     "bytes": "most bytes first",
     "lag": "furthest behind first",
+    "round_trip": "slowest answers first",
 }
 
 # The keys and their effects, as the help shows them.
 TOP_HELP: Final = (
-    ("s", "the next order: by start, by bytes sent, by lag"),
+    ("s", "the next order: by start, by bytes sent, by lag, by round trip"),
     ("p", "only the next protocol; then all of them"),
     ("c", "connections that were closed last, with code and reason; or the open ones"),
     ("? h", "show or hide this help"),

@@ -112,8 +112,8 @@ class TopScreen:
         )
         yield Text()
         count = f"{len(rows):,} of {seen.page.total:,}"
-        where = f" of node {seen.page.node}" if len(nodes) > 1 else ""
-        yield Text(plain(f"{self.shown.words}{where}: {count}"), style="dim", **ONE_LINE)
+        missing = f"; {seen.page.missing}" if seen.page.missing else ""
+        yield Text(plain(f"{self.shown.words}: {count}{missing}"), style="dim", **ONE_LINE)
         if self.shown.closed:
             closed = [_closed(each, now) for each in rows if isinstance(each, ClosedConnection)]
             yield _table(_CLOSED_COLUMNS, closed, width)

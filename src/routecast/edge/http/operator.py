@@ -3,7 +3,7 @@
 They need the scope `admin` (`core/access.py`).
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final, get_args
@@ -13,14 +13,18 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from routecast import audit
-from routecast.core.connections_query import ConnectionsQuery, parse_connections_query
+from routecast.core.connections_query import (
+    MAX_SEARCH,
+    ConnectionsQuery,
+    parse_connections_query,
+)
 from routecast.core.sites import Sites
 from routecast.core.view import only, read_parameters
 from routecast.edge.access import principal_of
 from routecast.edge.cors import origin_of
 from routecast.edge.openapi import PROBLEM
 from routecast.edge.proxies import limit_key, read_address
-from routecast.errors import BadParameter, NotFound
+from routecast.errors import BadParameter
 from routecast.protocol import (
     DEFAULT_PAGE,
     MAX_PAGE,
@@ -28,24 +32,26 @@ from routecast.protocol import (
     ConnectionOrder,
     NodeSummaries,
 )
-from routecast.streaming.operator_view import OperatorView
+from routecast.streaming.cluster_view import ClusterView
 
 CONNECTIONS: Final = "/v1/admin/connections"
 NODES: Final = "/v1/admin/nodes"
 _RECONNECT: Final = "reconnect"
+_SUBJECT: Final = "subject"
 
 
 def operator_router(
-    view: OperatorView, nodes: Callable[[], Awaitable[NodeSummaries]], sites: Sites
+    view: ClusterView, nodes: Callable[[], Awaitable[NodeSummaries]], sites: Sites
 ) -> APIRouter:
     """Return the router of the operator's view."""
     router = APIRouter(tags=["operations"])
 
     @router.get(
         CONNECTIONS,
-        summary="The connections of the node that answers",
+        summary="The connections of all nodes",
         description="A page of the open streams, or with `closed=true` of those that were closed "
-        "last. A page may have fewer connections than `limit`; the last one has no `next`.",
+        "last. A page may have fewer connections than `limit`; the last one has no `next`. "
+        "`missing` names the nodes that did not answer.",
         response_class=Response,
         openapi_extra={"parameters": _CONNECTIONS_QUERY, "responses": _CONNECTIONS_RESPONSES},
     )
@@ -67,17 +73,28 @@ def operator_router(
         sites.require_allowed_origin(*origin_of(request.scope))
         may_return = _may_return(request.scope["query_string"])
         identity: str = request.path_params["identity"]
-        if not view.expel(identity, may_return=may_return):
-            raise NotFound("this node has no open connection with this id")
-        audit.record(
-            "expel",
-            "An operator disconnects a client",
-            connection=identity,
-            may_return=may_return,
-            **audit.holder(principal_of(request.scope)),
-            **audit.trace_fields(),
-        )
+        await view.expel(identity, may_return=may_return)
+        _audit(request, connection=identity, may_return=may_return)
         return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    @router.delete(
+        CONNECTIONS,
+        summary="Disconnect all clients of a subject",
+        description="As for one client, on all nodes.",
+        response_class=Response,
+        openapi_extra={"parameters": _EXPEL_QUERY, "responses": _EXPEL_RESPONSES},
+    )
+    async def disconnect_all(request: Request) -> Response:
+        sites.require_allowed_origin(*origin_of(request.scope))
+        query = request.scope["query_string"]
+        given = read_parameters(query, (_SUBJECT, _RECONNECT))
+        subject = only(_SUBJECT, given) if _SUBJECT in given else ""
+        if not subject:  # the subject of all clients, while authentication is off
+            raise BadParameter(_SUBJECT, "is required")
+        may_return = _read_reconnect(given)
+        expelled = await view.expel_all(subject, may_return=may_return)
+        _audit(request, target=subject, count=expelled.closed, may_return=may_return)
+        return _json(expelled)
 
     @router.get(
         NODES,
@@ -93,6 +110,16 @@ def operator_router(
     return router
 
 
+def _audit(request: Request, **fields: Any) -> None:
+    audit.record(
+        "expel",
+        "An operator disconnects clients",
+        **fields,
+        **audit.holder(principal_of(request.scope)),
+        **audit.trace_fields(),
+    )
+
+
 def _json(answer: msgspec.Struct) -> Response:
     body = msgspec.json.encode(answer)
     return Response(body, headers={"Cache-Control": "no-store"}, media_type="application/json")
@@ -105,7 +132,10 @@ def _with_limit_key(query: ConnectionsQuery) -> ConnectionsQuery:
 
 
 def _may_return(query: bytes) -> bool:
-    given = read_parameters(query, (_RECONNECT,))
+    return _read_reconnect(read_parameters(query, (_RECONNECT,)))
+
+
+def _read_reconnect(given: Mapping[str, list[str]]) -> bool:
     value = only(_RECONNECT, given) if _RECONNECT in given else "false"
     if value not in ("true", "false"):
         raise BadParameter(_RECONNECT, "must be true or false")
@@ -137,9 +167,19 @@ _CONNECTIONS_QUERY: Final[list[dict[str, Any]]] = [
         "address", "Only connections from this address; of IPv6, from its /64.", type="string"
     ),
     _parameter("protocol", "Only connections of this protocol.", enum=list(STREAM_PROTOCOLS)),
+    _parameter("node", "Only connections of the node with this name.", type="string"),
+    _parameter(
+        "search",
+        "Only connections with this text, in any case, in their id, subject, credential, address "
+        "or client.",
+        type="string",
+        maxLength=MAX_SEARCH,
+    ),
+    _parameter("code", "Only connections closed with this code.", type="integer"),
     _parameter(
         "sort",
-        "`start`: the first one first. `bytes`, `lag`: the largest first. Closed connections are "
+        "`start`: the first one first; `newest`: the last one first. `bytes`, `lag`, "
+        "`round_trip`: the largest first. Closed connections are "
         "sorted by their end, the last one first.",
         enum=list(get_args(ConnectionOrder)),
         default="start",
@@ -173,6 +213,16 @@ _DISCONNECT_RESPONSES: Final = {
     "204": {"description": "The stream is being closed."},
     "400": _BAD_PARAMETER,
     "403": {"description": "Sent by a page of a site that is not allowed.", **PROBLEM},
-    "404": {"description": "This node has no open connection with this id.", **PROBLEM},
+    "404": {"description": "No node has an open connection with this id.", **PROBLEM},
+    "503": {"description": "It may be on a node that does not answer.", **PROBLEM},
+}
+_EXPEL_QUERY: Final[list[dict[str, Any]]] = [
+    {**_parameter(_SUBJECT, "Whose streams are closed.", type="string"), "required": True},
+    *_DISCONNECT_QUERY,
+]
+_EXPEL_RESPONSES: Final = {
+    "200": _answer("The number of streams that are being closed.", "Expelled"),
+    "400": _BAD_PARAMETER,
+    "403": _DISCONNECT_RESPONSES["403"],
 }
 _NODES_RESPONSES: Final = {"200": _answer("The summaries.", "NodeSummaries")}

@@ -1,9 +1,9 @@
-"""`/health`, `/ready`, `/metrics` for Prometheus, and the page at `/` with its files."""
+"""`/health`, `/ready`, `/metrics` for Prometheus, and the pages `/` and `/admin`."""
 
 import base64
 import hashlib
 import html
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from importlib import resources
 from typing import Any, Final
@@ -136,17 +136,16 @@ def _state(state: HealthReport | dict[str, Any], status: HTTPStatus) -> Response
 
 
 def page_router(notice: str) -> APIRouter:
-    """Return the router of the page and its files; `notice` is shown on the page, if not empty."""
+    """Return the router of the pages and their files; pages show `notice`, if it is not empty."""
     assets = Assets(DASHBOARD)
     loader = assets.text("loader.js")
-    page = (DASHBOARD / "index.html").read_text("utf-8")
-    for name, text in {
+    filled = {
         "assets": assets.base,
         "files": " ".join(assets.addresses),
         "loader": loader,
         "notice": html.escape(notice, quote=True),
-    }.items():
-        page = page.replace(f"{{{{{name}}}}}", text)
+    }
+    page, operators_page = _fill("index.html", filled), _fill("admin.html", filled)
     headers = {**PAGE_HEADERS, "Content-Security-Policy": f"{_CSP}; {_allow_script(loader)}"}
     router = APIRouter(include_in_schema=False)
 
@@ -154,9 +153,21 @@ def page_router(notice: str) -> APIRouter:
     async def get_page() -> Response:
         return HTMLResponse(page, headers=headers)
 
+    @router.get("/admin")
+    async def get_operators_page() -> Response:
+        return HTMLResponse(operators_page, headers=headers)
+
     files = f"/{PREFIX}/{{path:path}}"
     router.add_route(files, assets.answer, methods=["GET"], include_in_schema=False)
     return router
+
+
+def _fill(name: str, filled: Mapping[str, str]) -> str:
+    """Return a page with texts in the places that are marked with their names."""
+    page = (DASHBOARD / name).read_text("utf-8")
+    for place, text in filled.items():
+        page = page.replace(f"{{{{{place}}}}}", text)
+    return page
 
 
 def _allow_script(text: str) -> str:
