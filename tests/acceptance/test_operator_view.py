@@ -284,6 +284,11 @@ def test_nodes_know_each_other(tmp_path: Path, redis_url: str) -> None:
         until(lambda: set(nodes(one_node)) == {"all"})
 
 
+def wait_for_nodes(server: Server) -> None:
+    """Wait until a node knows the other one."""
+    until(lambda: len(server.http.get(NODES).json()["nodes"]) == 2)
+
+
 @contextmanager
 def two_nodes(folder: Path, redis_url: str, **env: str) -> Iterator[tuple[Server, Server]]:
     """Run two nodes that know each other."""
@@ -293,7 +298,7 @@ def two_nodes(folder: Path, redis_url: str, **env: str) -> Iterator[tuple[Server
     with first, second:
         for node in (first, second):
             node.http.headers.update(bearer(token("read", "admin", sub="olga")))
-            until(lambda node=node: len(node.http.get(NODES).json()["nodes"]) == 2)
+            wait_for_nodes(node)
         yield first, second
 
 
