@@ -14,7 +14,7 @@ from routecast.core.clock_check import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
-from routecast.core.keys import AccessRecords, DecideChange
+from routecast.core.keys import AccessRecords, ApiKey, DecideChange
 from routecast.core.overflow import Full
 from routecast.core.payload import Payload
 from routecast.core.snapshot import Snapshot
@@ -414,8 +414,38 @@ class KeyStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class DeletedProject:
+    """What was deleted with a project.
+
+    Attributes:
+        decisions: The number of its decisions that were kept.
+        keys: The API keys that changed, as they are now.
+    """
+
+    decisions: int = 0
+    keys: Collection[ApiKey] = ()
+
+
 class Database(Store, KeyStore, Protocol):
     """A store that has API keys and revocations beside the decisions."""
+
+    async def has_decisions(self, project: str) -> bool:
+        """Whether decisions of a project are kept, also such as count as `other`.
+
+        Raises Unavailable.
+        """
+        ...
+
+    async def delete_project(self, project: str, now: int) -> DeletedProject:
+        """Delete all that a project has: decisions, sums, its name, and its part in API keys.
+
+        Keys for no other project are revoked at `now` (microseconds). Decisions of it that count as
+        `other` are deleted, too, but sums of those that `prune` deleted stay there. It is one
+        transaction, which begins a new epoch if anything was there; commits wait until it ends.
+        Raises Unavailable; then nothing changed.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

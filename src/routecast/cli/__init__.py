@@ -27,6 +27,9 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
     "fold": ("names", "fold"),
     "forget": ("names", "forget"),
 }
+_PROJECTS: Final[dict[str, tuple[str, str]]] = {
+    "delete": ("projects", "delete"),
+}
 _KEYS: Final[dict[str, tuple[str, str]]] = {
     "create": ("keys", "create"),
     "list": ("keys", "list_keys"),
@@ -77,6 +80,10 @@ class _Commands(_Group):
 
 class _Names(_Group):
     commands_in = _NAMES
+
+
+class _Projects(_Group):
+    commands_in = _PROJECTS
 
 
 class _Keys(_Group):
@@ -135,6 +142,20 @@ def _names_options() -> None:
 
 
 app.add_typer(_names, name="names")
+
+_projects = typer.Typer(
+    cls=_Projects,
+    help="Delete a project with all that it has.",
+    no_args_is_help=True,
+)
+
+
+@_projects.callback()
+def _projects_options() -> None:
+    pass
+
+
+app.add_typer(_projects, name="projects")
 
 _keys = typer.Typer(
     cls=_Keys,

@@ -1,7 +1,8 @@
 """API keys and revocations: what is stored of them, how it may change, and what it refuses.
 
 A key is a text of 256 random bits, of which only the SHA-256 is stored: it cannot be guessed, so it
-needs no slow hash. A key that exists never changes what it allows; only its end can be set.
+needs no slow hash. A key that exists never allows more: only its end can be set, and it loses a
+project that is deleted.
 """
 
 import re
@@ -160,7 +161,7 @@ class AccessRecords:
 class AccessChange:
     """What to change in stored keys and revocations, all of it or nothing.
 
-    Of a key that exists, `put_keys` changes only `expires` and `revoked`.
+    Of a key that exists, `put_keys` changes only `expires`, `revoked` and `projects`.
     """
 
     put_keys: Collection[ApiKey] = ()
@@ -234,6 +235,22 @@ def delete_keys(records: AccessRecords, identities: Collection[str], now: int) -
         if key is not None and key.state(now) is KeyState.ACTIVE:
             raise BadChange(f"the key {identity} is active: revoke it first")
     return AccessChange(drop_keys=[one for one in identities if one in records.keys])
+
+
+def without_project(records: AccessRecords, project: str, now: int) -> AccessChange:
+    """Return the change that takes a deleted project from all keys.
+
+    Keys for no other project are revoked. Keys for all projects stay as they are.
+    """
+    changed = []
+    for key in records.keys.values():
+        if key.projects is None or project not in key.projects:
+            continue
+        if rest := key.projects - {project}:
+            changed.append(replace(key, projects=rest))
+        elif key.revoked is None:
+            changed.append(replace(key, revoked=now))
+    return AccessChange(put_keys=changed)
 
 
 def add_revocation(records: AccessRecords, new: Revocation) -> AccessChange:
@@ -317,6 +334,13 @@ def _checked(what: str, text: str, longest: int) -> str:
 # -- deciding -------------------------------------------------------------------------------------
 
 
+def _lost(key: ApiKey, principal: Principal) -> bool:
+    """Whether a key is not for a project any more that its holder may see until now."""
+    if key.projects is None or principal.projects is None:
+        return False
+    return not principal.projects <= key.projects
+
+
 class KeyTable:
     """Keys and revocations, arranged so that each question costs a few lookups."""
 
@@ -353,7 +377,7 @@ class KeyTable:
             return bool(self._keys)
         if principal.is_key:
             key = self._keys.get(principal.credential)
-            return key is None or key.state(now) is not KeyState.ACTIVE
+            return key is None or key.state(now) is not KeyState.ACTIVE or _lost(key, principal)
         if not self._revocations:
             return False
         abouts = (

@@ -13,7 +13,7 @@ from routecast.adapters.store.postgres.connection import (
     value,
 )
 from routecast.core.key_rows import key_row, records_of, revocation_row
-from routecast.core.keys import AccessRecords, DecideChange
+from routecast.core.keys import AccessChange, AccessRecords, DecideChange
 
 
 async def version(session: DatabaseSession) -> str:
@@ -29,8 +29,8 @@ async def read(session: DatabaseSession) -> AccessRecords:
     return await in_thread(records_of, stored, keys, revocations)
 
 
-async def change(session: DatabaseSession, decide: DecideChange) -> None:
-    """Change keys and revocations (`ports.KeyStore.change_access`)."""
+async def change(session: DatabaseSession, decide: DecideChange) -> AccessChange:
+    """Change keys and revocations (`ports.KeyStore.change_access`); return the change."""
     await query(session, "lock_access")  # the statements after it see what the last change made
     wanted = await in_thread(decide, await read(session))
     if not wanted.is_empty:
@@ -43,6 +43,7 @@ async def change(session: DatabaseSession, decide: DecideChange) -> None:
         await query(session, "put_revocation", *revocation_row(revocation))
     for about in wanted.drop_revocations:
         await query(session, "drop_revocation", str(about.kind), about.value)
+    return wanted
 
 
 async def note_use(session: DatabaseSession, uses: Mapping[str, int]) -> None:

@@ -70,7 +70,8 @@ async def prune_decisions(session: DatabaseSession, before: int, limit: int) -> 
         await number_series(session, cells.keys())
         await merge(session, "pruned", cells.hours())
     await query(session, "set_pruned", commit, place)
-    return min(len(rows), limit)
+    # Of a deleted project only the commits are left: that is progress, too.
+    return max(1, min(len(rows), limit))
 
 
 def _enough(commits: Sequence[Any], limit: int, place: int) -> list[Any]:

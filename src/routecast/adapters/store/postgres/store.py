@@ -13,6 +13,7 @@ from routecast.adapters.store.postgres import (
     deltas,
     history,
     loading,
+    projects,
     retention,
     summaries,
     window,
@@ -52,7 +53,16 @@ from routecast.core.snapshot import Snapshot
 from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
 from routecast.errors import BadDatabase, RoutecastError, Unavailable
-from routecast.ports import DELTAS_KEPT, MAX_GROUP, Checked, Commit, Condition, Difference, NameUse
+from routecast.ports import (
+    DELTAS_KEPT,
+    MAX_GROUP,
+    Checked,
+    Commit,
+    Condition,
+    DeletedProject,
+    Difference,
+    NameUse,
+)
 from routecast.protocol import Position
 from routecast.urls import masked
 
@@ -238,6 +248,19 @@ class PostgresStore:
             session = await self._connector.connect(patient=True)
             try:
                 return await names_of.fold_names(session, part, names, remember=remember)
+            finally:
+                await session.close(timeout=STORE_CLOSE_SECONDS)
+
+    async def has_decisions(self, project: str) -> bool:
+        async with self._session() as session:
+            return await projects.has_decisions(session, project)
+
+    async def delete_project(self, project: str, now: int) -> DeletedProject:
+        self._opened()
+        with unavailable():
+            session = await self._connector.connect(patient=True)
+            try:
+                return await projects.delete_project(session, project, now)
             finally:
                 await session.close(timeout=STORE_CLOSE_SECONDS)
 

@@ -31,13 +31,15 @@ def _read(db: apsw.Connection) -> AccessRecords:
 def change(writer: Writer, decide: DecideChange) -> None:
     """Change keys and revocations (`ports.KeyStore.change_access`)."""
     with writer.transaction() as current:
-        _apply(current.db, decide(_read(current.db)))
+        apply_change(current.db, decide)
         current.commit()
 
 
-def _apply(db: apsw.Connection, change: AccessChange) -> None:
+def apply_change(db: apsw.Connection, decide: DecideChange) -> AccessChange:
+    """Make and return the change that `decide` returns, in a transaction that may write."""
+    change = decide(_read(db))
     if change.is_empty:
-        return
+        return change
     for key in change.put_keys:
         query(db, "put_key", *key_row(key))
     for identity in change.drop_keys:
@@ -47,6 +49,7 @@ def _apply(db: apsw.Connection, change: AccessChange) -> None:
     for about in change.drop_revocations:
         query(db, "drop_revocation", str(about.kind), about.value)
     query(db, "set_access_version", secrets.token_hex(8))
+    return change
 
 
 def note_use(writer: Writer, uses: Mapping[str, int]) -> None:

@@ -92,6 +92,30 @@ class Rollups:
             insert_rows(self._db, "put_rollups", rows)
             self._shrink()
 
+    def subtract(self, period: str, periods: Mapping[int, PeriodCells]) -> None:
+        """Subtract cells that were added before; without decisions, a rollup is deleted.
+
+        Of a rollup that is not there any more, as old minutes, there is nothing to subtract.
+        """
+        for gone in self._steps(period, periods):
+            self._read(period, [rollup for rollup in gone if rollup not in self._held])
+            rows: list[tuple[Any, ...]] = []
+            empty: list[tuple[int, int]] = []
+            for rollup, sums in gone.items():
+                held = self._remembered(rollup)
+                if held is None:
+                    continue
+                held.subtract(sums)
+                if held.count:
+                    row = held.row()
+                    rows.append((*rollup, *row))
+                    self._remember(rollup, held, len(row[-1]))
+                else:
+                    empty.append(rollup[1:])
+            query(self._db, "delete_rollups_at", period, _encode(empty).decode())
+            insert_rows(self._db, "put_rollups", rows)
+            self._shrink()
+
     def _steps(
         self, period: str, periods: Mapping[int, PeriodCells]
     ) -> Iterator[dict[RollupKey, Sums]]:

@@ -17,6 +17,7 @@ from routecast.adapters.store.sqlite import (
     deltas,
     history,
     loading,
+    projects,
     retention,
     summaries,
 )
@@ -48,7 +49,15 @@ from routecast.core.snapshot import Snapshot
 from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
 from routecast.errors import RoutecastError, Unavailable
-from routecast.ports import MAX_GROUP, Checked, Commit, Condition, Difference, NameUse
+from routecast.ports import (
+    MAX_GROUP,
+    Checked,
+    Commit,
+    Condition,
+    DeletedProject,
+    Difference,
+    NameUse,
+)
 from routecast.protocol import Position
 from routecast.retry import Backoff, no_jitter
 
@@ -198,6 +207,12 @@ class SqliteStore:
 
     async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
         return await self._write(names_of.fold_names, part, frozenset(names), remember)
+
+    async def has_decisions(self, project: str) -> bool:
+        return await self._read(projects.has_decisions, project)
+
+    async def delete_project(self, project: str, now: int) -> DeletedProject:
+        return await self._write(projects.delete_project, project, now)
 
     async def access_version(self) -> str:
         return await self._read(access.version)

@@ -505,6 +505,50 @@ UPDATE routecast.decisions SET series = moved.new
 FROM unnest($1::integer[], $2::integer[]) AS moved (old, new)
 WHERE decisions.series = moved.old;
 
+-- name: decisions_as_other
+-- The decisions of a project that are kept and count under another name.
+SELECT {record_of_both}
+FROM routecast.decisions JOIN routecast.series ON series.id = decisions.series
+WHERE decisions.project = $1 AND series.project <> $1 AND (commit, place) >= ($2, $3);
+
+-- name: has_decisions_of
+SELECT EXISTS (SELECT FROM routecast.decisions WHERE project = $1);
+
+-- name: delete_decisions_of
+-- Return the number of those that were kept.
+WITH gone AS (DELETE FROM routecast.decisions WHERE project = $1 RETURNING commit, place)
+SELECT count(*) FROM gone WHERE (commit, place) >= ($2, $3);
+
+-- name: delete_rollups_of
+DELETE FROM routecast.rollups WHERE series = ANY($1::integer[]);
+
+-- name: delete_rollups_at
+DELETE FROM routecast.rollups USING unnest($2::bigint[], $3::integer[]) AS gone (start, series)
+WHERE period = $1 AND rollups.start = gone.start AND rollups.series = gone.series;
+
+-- name: delete_series
+DELETE FROM routecast.series WHERE id = ANY($1::integer[]);
+
+-- name: note_unsummed_hours
+INSERT INTO routecast.unsummed_hours (start) SELECT * FROM unnest($1::bigint[])
+ON CONFLICT DO NOTHING;
+
+-- name: delete_summaries_of_hours
+DELETE FROM routecast.summaries WHERE start = ANY($1::bigint[]);
+
+-- name: delete_latency_summaries_of_hours
+DELETE FROM routecast.latency_summaries WHERE start = ANY($1::bigint[]);
+
+-- name: forget_project
+DELETE FROM routecast.folded_names WHERE part = 'project' AND name = $1 RETURNING name;
+
+-- name: delete_old_deltas
+-- All but the last.
+DELETE FROM routecast.deltas WHERE seq < (SELECT max(seq) FROM routecast.deltas);
+
+-- name: replace_delta
+UPDATE routecast.deltas SET largest = 0, packed = $2 WHERE seq = $1;
+
 -- name: all_tables
 -- Every table with its columns in order; of a partitioned table, not the partitions.
 SELECT relname AS name, ARRAY(
@@ -569,11 +613,12 @@ SELECT FROM routecast.access_version FOR UPDATE;
 UPDATE routecast.access_version SET version = $1;
 
 -- name: put_key
--- Of a key that exists, only its end changes.
+-- Of a key that exists, only its end and its projects change.
 INSERT INTO routecast.api_keys (
     id, name, digest, scopes, projects, created, expires, revoked, last_used
 ) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, revoked = excluded.revoked;
+ON CONFLICT (id) DO UPDATE SET
+    projects = excluded.projects, expires = excluded.expires, revoked = excluded.revoked;
 
 -- name: drop_key
 DELETE FROM routecast.api_keys WHERE id = $1;

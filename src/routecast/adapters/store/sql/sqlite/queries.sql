@@ -420,6 +420,36 @@ UPDATE decisions SET series = moved.new FROM moved WHERE decisions.series = move
 -- name: drop_moved
 DROP TABLE moved;
 
+-- name: decisions_as_other
+-- The decisions of a project that count under another name, from a row on.
+SELECT n, {record_of_both}
+FROM decisions JOIN series ON series.id = decisions.series
+WHERE decisions.project = ?1 AND series.project != ?1 AND n > ?2 ORDER BY n LIMIT ?3;
+
+-- name: has_decisions_of
+SELECT EXISTS (SELECT 1 FROM decisions WHERE project = ?);
+
+-- name: delete_decisions_of
+DELETE FROM decisions WHERE project = ?;
+
+-- name: delete_rollups_of
+DELETE FROM rollups WHERE series IN (SELECT value FROM json_each(?));
+
+-- name: delete_rollups_at
+-- An array of [start, series] in one period.
+DELETE FROM rollups WHERE period = ?1 AND (start, series) IN (
+    SELECT value ->> 0, value ->> 1 FROM json_each(?2)
+);
+
+-- name: delete_series
+DELETE FROM series WHERE id IN (SELECT value FROM json_each(?));
+
+-- name: delete_summaries_of_hours
+DELETE FROM summaries WHERE start IN (SELECT value FROM json_each(?));
+
+-- name: delete_latency_summaries_of_hours
+DELETE FROM latency_summaries WHERE start IN (SELECT value FROM json_each(?));
+
 -- name: access_version
 SELECT version FROM access_version;
 
@@ -433,10 +463,11 @@ SELECT kind, value, issued_before, created, until FROM revocations;
 UPDATE access_version SET version = ?;
 
 -- name: put_key
--- Of a key that exists, only its end changes.
+-- Of a key that exists, only its end and its projects change.
 INSERT INTO api_keys (id, name, digest, scopes, projects, created, expires, revoked, last_used)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, revoked = excluded.revoked;
+ON CONFLICT (id) DO UPDATE SET
+    projects = excluded.projects, expires = excluded.expires, revoked = excluded.revoked;
 
 -- name: drop_key
 DELETE FROM api_keys WHERE id = ?;
