@@ -100,6 +100,24 @@ class Unavailable(RoutecastError):
         self.retry_after = retry_after
 
 
+class OverLimit(Unavailable):
+    """A client is over a limit of its own. Try again later; nothing was done.
+
+    Attributes:
+        limit: The name of the limit.
+        amount: The limit.
+        seconds: The time in which the amount is counted; None for what is open at a time.
+    """
+
+    def __init__(
+        self, message: str, *, limit: str, amount: int, seconds: int | None, retry_after: int
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.limit = limit
+        self.amount = amount
+        self.seconds = seconds
+
+
 class InUse(RoutecastError):
     """Another program uses a database that must not be in use now. Nothing was changed."""
 

@@ -56,6 +56,11 @@ class Instruments:
             "HTTP requests refused before they reached a route, by cause.",
             "cause",
         )
+        self.limit_hits = counter(
+            "limit_hits",
+            "Times that a client was over its limit, by limit and mode: enforced, dry_run.",
+            *("limit", "mode"),
+        )
         self.prices_skipped = counter(
             "prices_skipped",
             "Decisions left without a cost because too many new models came at once.",

@@ -19,6 +19,7 @@ from routecast.core.overflow import Full
 from routecast.core.payload import Payload
 from routecast.core.snapshot import Snapshot
 from routecast.core.time_series import TimeSeries
+from routecast.core.token_bucket import Quota
 from routecast.core.window import WindowQuery
 from routecast.protocol import CloseCode, Position, Source
 
@@ -659,6 +660,14 @@ class Cluster(Protocol):
 
     async def answer(self, identity: str, answer: bytes) -> None:
         """Answer a question. Raises Unavailable."""
+        ...
+
+    async def spend(self, limit: str, quota: Quota, spent: Mapping[str, int]) -> dict[str, float]:
+        """Take from the allowances that all nodes share; return what is left of each.
+
+        `spent` are the amounts by client, and `limit` tells the allowances of different limits
+        apart. More can be spent than is left: then it is below zero. Raises Unavailable.
+        """
         ...
 
     async def close(self) -> None:

@@ -610,7 +610,8 @@ class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What a node did until the time `at`.
 
     Counts and `cpu_seconds` are since its start, so that two summaries give a rate. Numbers that
-    are not known are None.
+    are not known are None. `limit_hits` counts how often clients were over a limit, by its name,
+    and `limit_hits_dry_run` how often they were over one that is not enforced.
     """
 
     node: str
@@ -632,6 +633,8 @@ class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     bus_lag_seconds: float | None
     cpu_seconds: float
     memory_bytes: int | None
+    limit_hits: dict[str, int] = {}
+    limit_hits_dry_run: dict[str, int] = {}
 
 
 class NodeSummaries(msgspec.Struct, frozen=True):

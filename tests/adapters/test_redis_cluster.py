@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from routecast.core.token_bucket import Quota
 from tests.support.engines import PATIENCE, SharedRedis
 
 
@@ -71,3 +72,28 @@ async def test_summaries_are_those_of_nodes_that_report(shared: SharedRedis) -> 
     await other.close()
     assert await silent.summaries() == [b"back"]
     await silent.close()
+
+
+async def test_nodes_spend_from_the_same_allowances(shared: SharedRedis) -> None:
+    """Whoever asks; another prefix has its own."""
+    quota = Quota(100, 3_600.0)
+    first, second = shared.cluster(), shared.cluster()
+    await asyncio.gather(*(node.spend("ingest", quota, {"ana": 20}) for node in (first, second)))
+    assert await first.spend("ingest", quota, {"ana": 0}) == {"ana": pytest.approx(60, abs=1)}
+    other = SharedRedis(shared._url).cluster()
+    assert await other.spend("ingest", quota, {"ana": 0}) == {"ana": 100}
+    for node in (first, second, other):
+        await node.close()
+
+
+async def test_allowances_do_not_stay_in_redis(shared: SharedRedis) -> None:
+    """Each goes when all of it is there again. Names of clients are not in its key."""
+    node, link = shared.cluster(), shared.link()
+    await node.spend("ingest", Quota(100, 60.0), {"subject ana": 50})
+    keys = await link.call(lambda redis: redis.keys(f"{link.key('limit')}*"))
+    assert len(keys) == 1
+    assert b"ana" not in keys[0]
+    milliseconds = await link.call(lambda redis: redis.pttl(keys[0]))
+    assert 25_000 < milliseconds <= 31_000
+    for one in (node, link):
+        await one.close()

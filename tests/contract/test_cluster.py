@@ -2,7 +2,10 @@
 
 import asyncio
 
+import pytest
+
 from routecast.core.keys import AccessRecords
+from routecast.core.token_bucket import Quota
 from routecast.ports import Cluster
 from tests.support.engines import PATIENCE, Shared
 from tests.support.keys import a_revocation, an_api_key
@@ -82,3 +85,31 @@ async def test_nodes_read_the_summaries_of_all(shared: Shared) -> None:
     await silent.report_connections(1)
     assert await silent.summaries() == []
     await silent.close()
+
+
+HOURLY = Quota(100, 3_600.0)
+
+
+async def test_what_is_spent_is_missing_for_all(cluster: Cluster) -> None:
+    """Each client has its own allowance, and each limit its own; it may go below zero."""
+    left = await cluster.spend("ingest", HOURLY, {"ana": 30, "b\u00f6b {x}\n": 0})
+    assert left["ana"] == pytest.approx(70, abs=0.5)
+    assert left["b\u00f6b {x}\n"] == 100
+    assert await cluster.spend("ingest", HOURLY, {"ana": 100}) == {
+        "ana": pytest.approx(-30, abs=0.5)
+    }
+    assert await cluster.spend("ingest", HOURLY, {"ana": -50}) == {
+        "ana": pytest.approx(20, abs=0.5)
+    }
+    assert await cluster.spend("other", HOURLY, {"ana": 1}) == {"ana": pytest.approx(99, abs=0.5)}
+    assert await cluster.spend("ingest", HOURLY, {}) == {}
+
+
+async def test_an_allowance_grows_back(cluster: Cluster) -> None:
+    """At its rate, and never over the quota."""
+    quick = Quota(1_000, 0.5)
+    assert (await cluster.spend("ingest", quick, {"ana": 2_000}))["ana"] < 0
+    async with asyncio.timeout(PATIENCE):
+        while (await cluster.spend("ingest", quick, {"ana": 0}))["ana"] < 1_000:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert await cluster.spend("ingest", quick, {"ana": 0}) == {"ana": 1_000}

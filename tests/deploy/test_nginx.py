@@ -160,7 +160,7 @@ async def test_nodes_know_the_address_of_a_client(tmp_path: Path, path: str) -> 
         async with AsyncExitStack() as stack:
             assert await status("127.0.0.2") == 200
             assert await status("127.0.0.3") == 200
-            assert await status("127.0.0.2") == 503
+            assert await status("127.0.0.2") == 429
 
 
 async def read_to_end(stream: ClientConnection) -> None:

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.core.access import Principal, restrict
+from routecast.core.client_limits import LimitModes
 from routecast.core.message import ENCODINGS, JSON, MSGPACK, Encoding
 from routecast.core.v1_session import (
     MINUTE_SECONDS,
     CloseConnection,
+    MessageLimits,
     QueryHistory,
     RenewCredential,
     StartSubscription,
@@ -381,3 +383,34 @@ def test_the_answer_to_a_token_that_does_not_help() -> None:
     assert renewal_refusal(Forbidden("it is of another")).code == "bad_request"
     later = renewal_refusal(Unavailable("later"))
     assert (later.code, later.retryable) == ("unavailable", True)
+
+
+# -- limits -------------------------------------------------------------------------------------
+
+
+def with_limits(*dry_run: str, **limits: int) -> tuple[V1Session, list[tuple[str, str]]]:
+    """Return a session with limits, and the list of its hits."""
+    hits: list[tuple[str, str]] = []
+    modes = LimitModes(dry_run, lambda limit, mode: hits.append((limit, mode)))
+    return V1Session(JSON, 7.0, limits=MessageLimits(**limits, modes=modes)), hits
+
+
+PING: dict[str, Any] = {"type": "ping", "id": "p"}
+TOO_MUCH = CloseConnection(CloseCode.TOO_MANY_MESSAGES)
+
+
+def test_messages_and_bytes_in_a_minute_have_limits() -> None:
+    """Either closes the connection."""
+    one, hits = with_limits(messages=3)
+    assert [told(PING, one) == TOO_MUCH for _ in range(4)] == [False, False, False, True]
+    two, more = with_limits(bytes=3 * len(text(PING)))
+    assert [told(PING, two) == TOO_MUCH for _ in range(4)] == [False, False, False, True]
+    assert told(PING, two, 100.0 + MINUTE_SECONDS) == Pong("p")
+    assert (hits, more) == ([("messages", "enforced")], [("message_bytes", "enforced")])
+
+
+def test_limits_in_dry_run_close_nothing() -> None:
+    """Each message over them is a hit; the other limit holds."""
+    one, hits = with_limits("messages", messages=3, bytes=10 * len(text(PING)))
+    assert [told(PING, one) == TOO_MUCH for _ in range(11)] == [False] * 10 + [True]
+    assert hits == [("messages", "dry_run")] * 8 + [("message_bytes", "enforced")]

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from routecast.core.access import ANYONE, Principal, restrict, restrict_history
+from routecast.core.client_limits import ClientLimit, LimitModes
 from routecast.core.history import GROUP_RULE, POINTS_RULE, HistoryQuery, history_query
 from routecast.core.message import DecodedMessage, Encoding, HistoryMessage
 from routecast.core.validation_messages import worded
@@ -92,6 +93,15 @@ class CloseConnection:
     code: CloseCode
 
 
+@dataclass(frozen=True, slots=True)
+class MessageLimits:
+    """What a client may send on one connection in a minute; 0 bytes are no limit."""
+
+    messages: int = MAX_MESSAGES_A_MINUTE
+    bytes: int = 0
+    modes: LimitModes = field(default_factory=LimitModes)
+
+
 V1Outcome = (
     ErrorOut
     | Pong
@@ -104,6 +114,9 @@ V1Outcome = (
 )
 
 
+DEFAULT_LIMITS: Final = MessageLimits()
+
+
 class V1Session:
     """The subscriptions of one client. `interval` is the default, in seconds.
 
@@ -111,9 +124,11 @@ class V1Session:
     """
 
     __slots__ = (
+        "_bytes",
         "_consecutive_invalid",
         "_count",
         "_interval",
+        "_limits",
         "_since",
         "acked",
         "encoding",
@@ -121,14 +136,22 @@ class V1Session:
         "principal",
     )
 
-    def __init__(self, encoding: Encoding, interval: float, principal: Principal = ANYONE) -> None:
+    def __init__(
+        self,
+        encoding: Encoding,
+        interval: float,
+        principal: Principal = ANYONE,
+        limits: MessageLimits = DEFAULT_LIMITS,
+    ) -> None:
         self.encoding = encoding
         self.principal = principal
         self.ids: dict[str, int] = {}  # the bytes of each request, by id
         # The last seq that the client has acknowledged, by id; None before the first.
         self.acked: dict[str, int] | None = None
         self._interval = interval
+        self._limits = limits
         self._count = 0  # messages in the minute that began at `_since`
+        self._bytes = 0  # their bytes
         self._since = 0.0
         self._consecutive_invalid = 0
 
@@ -137,9 +160,9 @@ class V1Session:
 
         An ErrorOut or a Pong must be sent as the answer. `now` is in seconds on any clock.
         """
-        if self._is_one_too_many(now):
-            return CloseConnection(CloseCode.TOO_MANY_MESSAGES)
         size = len(message if isinstance(message, bytes) else message.encode())
+        if self._is_too_much(size, now):
+            return CloseConnection(CloseCode.TOO_MANY_MESSAGES)
         if size > MAX_MESSAGE_BYTES:
             return CloseConnection(CloseCode.TOO_BIG)
         if isinstance(message, bytes) != self.encoding.binary:
@@ -156,11 +179,18 @@ class V1Session:
         except Forbidden as error:
             return _error(request, ErrorCode.FORBIDDEN, str(error))
 
-    def _is_one_too_many(self, now: float) -> bool:
+    def _is_too_much(self, size: int, now: float) -> bool:
+        """Count a message; return whether the connection must be closed."""
         if now - self._since >= MINUTE_SECONDS:
-            self._since, self._count = now, 0
+            self._since, self._count, self._bytes = now, 0, 0
         self._count += 1
-        return self._count > MAX_MESSAGES_A_MINUTE
+        self._bytes += size
+        limits, refused = self._limits, False
+        if self._count > limits.messages:
+            refused = limits.modes.hit(ClientLimit.MESSAGES)
+        if limits.bytes and self._bytes > limits.bytes:
+            refused = limits.modes.hit(ClientLimit.MESSAGE_BYTES) or refused
+        return refused
 
     def _do(self, request: DecodedMessage, size: int) -> V1Outcome:
         match request:

@@ -14,7 +14,7 @@ import asyncio
 import re
 from base64 import urlsafe_b64decode
 from binascii import Error
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_plus
@@ -24,7 +24,15 @@ from starlette.types import Scope as AsgiScope
 from routecast.core.access import ANYONE, Principal
 from routecast.core.sites import Sites
 from routecast.edge.proxies import limit_key_of
-from routecast.errors import BadCredential, BadHead, CredentialInUrl, Forbidden, Unavailable
+from routecast.edge.slow_refusals import SlowRefusals
+from routecast.errors import (
+    BadCredential,
+    BadHead,
+    CredentialInUrl,
+    Forbidden,
+    RoutecastError,
+    Unavailable,
+)
 from routecast.services.authenticator import Authenticator
 from routecast.services.sessions import Sessions
 from routecast.services.tickets import Tickets
@@ -90,11 +98,13 @@ class Access:
         tickets: Tickets | None = None,
         sessions: Sessions | None = None,
         sites: Sites | None = None,
+        slow: SlowRefusals | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._tickets = tickets
         self._sessions = sessions
         self._sites = sites or Sites()
+        self.slow = slow or SlowRefusals()
         self._verifying = 0
 
     @property
@@ -245,6 +255,15 @@ def _takes_ticket(scope: AsgiScope) -> bool:
 def is_secure(scope: AsgiScope) -> bool:
     """Whether the client of a request uses TLS, also if a trusted proxy ends it."""
     return scope.get("scheme") in ("https", "wss")
+
+
+def text_of_credential(find: Callable[[], Credential | None]) -> str | None:
+    """Return what finds a credential as a text; None if that fails, because it is malformed."""
+    try:
+        found = find()
+    except RoutecastError:
+        return None
+    return found if found is None or isinstance(found, str) else found.text
 
 
 def principal_of(scope: AsgiScope) -> Principal:

@@ -4,6 +4,7 @@ It stands behind CORS, so that pages of allowed sites can read why they were ref
 """
 
 import re
+from functools import partial
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Send
@@ -14,10 +15,12 @@ from routecast.edge.access import (
     Access,
     read_query,
     route_path,
+    text_of_credential,
     with_principal,
     without_ticket,
 )
 from routecast.edge.gate import refuse_request
+from routecast.edge.proxies import limit_key_of
 from routecast.errors import (
     BadCredential,
     BadHead,
@@ -61,7 +64,7 @@ class AccessControl:
                 scope = with_principal(scope, await self._let_in(scope))
                 scope["query_string"] = without_ticket(scope["query_string"])
             except RoutecastError as error:
-                await refuse_request(error, scope, receive, send)
+                await refuse_request(await self._slowly(error, scope), scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -76,6 +79,11 @@ class AccessControl:
         if path not in _PATHS:
             raise NotFound("there is nothing at this path")
         return principal  # if the method is not allowed, the router says so
+
+    async def _slowly(self, error: RoutecastError, scope: AsgiScope) -> RoutecastError:
+        """Return the answer to a request that is refused, after the delay that it deserves."""
+        credential = text_of_credential(partial(self._access.credential_of, scope))
+        return await self._access.slow.refused(error, limit_key_of(scope), credential)
 
     def _visitor(self, scope: AsgiScope) -> Principal:
         """Return whose request to an open route it is; it is answered at once, whoever asks."""

@@ -94,6 +94,17 @@ METRICS_RESPONSES: Final = {
 }
 
 
+_OVER_LIMIT: Final = {
+    "description": "The client is over a limit of its own, which `RateLimit-Policy` names.",
+    "headers": {
+        "Retry-After": {"schema": {"type": "integer"}, "description": "In seconds."},
+        "RateLimit-Policy": {"schema": {"type": "string"}},
+        "RateLimit": {"schema": {"type": "string"}},
+    },
+    **PROBLEM,
+}
+
+
 def describe(schema: dict[str, Any]) -> None:
     """Add `POST /v1/decisions`, and the answers of all routes, to an OpenAPI schema."""
     models = (
@@ -158,6 +169,8 @@ def describe(schema: dict[str, Any]) -> None:
                 "description": "`Host` is not a name of this server; see ROUTECAST_ALLOWED_HOSTS.",
                 **PROBLEM,
             }
+            if path == DECISIONS:
+                method["responses"]["429"] = _OVER_LIMIT
             if (scope := SCOPE_OF_ROUTE.get((name.upper(), path))) is not None:
                 _describe_access(method, scope)
 

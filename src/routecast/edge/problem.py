@@ -19,6 +19,7 @@ from routecast.errors import (
     Misdirected,
     MissingScope,
     NotFound,
+    OverLimit,
     RoutecastError,
     TooLarge,
     Unavailable,
@@ -51,6 +52,7 @@ STATUS_OF: dict[type[RoutecastError], HTTPStatus] = {
     Misdirected: HTTPStatus.MISDIRECTED_REQUEST,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Unsupported: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    OverLimit: HTTPStatus.TOO_MANY_REQUESTS,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
@@ -77,6 +79,8 @@ def respond_error(error: RoutecastError) -> Response:
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, OverLimit):
+        headers |= _limit_fields(error)
     if isinstance(error, BadCredential | MissingScope):
         headers["WWW-Authenticate"] = _challenge(error)
     return respond(problem, headers)
@@ -89,6 +93,17 @@ def _audit(error: RoutecastError, status: HTTPStatus) -> None:
     # Other texts may quote the query, or the path.
     why = str(error) if isinstance(error, (*_REFUSALS, Unavailable)) else status.phrase
     audit.refusals.add(f"{status} {status.phrase}", why, status=int(status), route=route)
+
+
+def _limit_fields(error: OverLimit) -> dict[str, str]:
+    """Return the limit that was reached (draft-ietf-httpapi-ratelimit-headers-12)."""
+    name = f'"{error.limit}"'
+    if error.seconds is None:
+        return {"RateLimit-Policy": f"{name};q={error.amount}", "RateLimit": f"{name};r=0"}
+    return {
+        "RateLimit-Policy": f"{name};q={error.amount};w={error.seconds}",
+        "RateLimit": f"{name};r=0;t={error.retry_after}",
+    }
 
 
 def _challenge(error: BadCredential | MissingScope) -> str:

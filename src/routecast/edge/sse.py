@@ -59,7 +59,7 @@ class MetricsEvents:
         headers = [*_HEADERS, _CLOSE_HEADER] if scope["http_version"].startswith("1") else _HEADERS
         start = {"type": "http.response.start", "status": 200, "headers": headers}
         if is_head(scope):
-            self._admission.release(address)
+            self._admission.release(address, principal_of(scope))
             await send(start)
             await send({"type": "http.response.body"})
             return
@@ -87,7 +87,7 @@ class MetricsEvents:
                     async with asyncio.timeout(SEND_SECONDS):
                         await write(b"", more=False)
         finally:
-            self._admission.release(address)
+            self._admission.release(address, principal_of(scope))
 
 
 def event(payload: Payload) -> bytes:

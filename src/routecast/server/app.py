@@ -29,11 +29,13 @@ from routecast.adapters.store.null import NullStore
 from routecast.adapters.store.sqlite import SqliteBackups, SqliteStore
 from routecast.core.cardinality import COMBINATION, CardinalityLimiter
 from routecast.core.claims import ClaimRules
+from routecast.core.client_limits import ClientLimit, LimitMode, LimitModes
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
 from routecast.core.render_budget import RenderBudget
 from routecast.core.sites import Sites
 from routecast.core.topology import Topology
+from routecast.core.v1_session import MessageLimits
 from routecast.edge.access import Access
 from routecast.edge.access_control import AccessControl, route_of
 from routecast.edge.admission import AdmissionControl
@@ -52,6 +54,7 @@ from routecast.edge.http.tickets import tickets_router
 from routecast.edge.openapi import describe
 from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
 from routecast.edge.proxies import Proxies
+from routecast.edge.slow_refusals import SlowRefusals
 from routecast.edge.sse import MetricsEvents
 from routecast.edge.ws.asgi_route import MetricsSocket
 from routecast.edge.ws.connection import WebSocketEdge
@@ -76,6 +79,7 @@ from routecast.server.config import Settings
 from routecast.services.authenticator import Authenticator
 from routecast.services.history import HistoryService
 from routecast.services.ingest import Ingest
+from routecast.services.ingest_limit import IngestLimit
 from routecast.services.key_refresh import KEY_SERVICE, KeyRefresh
 from routecast.services.key_ring import KeyRing
 from routecast.services.live_state import LiveState
@@ -94,6 +98,7 @@ from routecast.slices import Slices
 from routecast.streaming.channels import Channels
 from routecast.streaming.cluster_view import ClusterView
 from routecast.streaming.connections import ConnectionManager
+from routecast.streaming.frame_limit import FrameLimit
 from routecast.streaming.heartbeat import Heartbeat
 from routecast.streaming.history_limits import HistoryLimits
 from routecast.streaming.history_subscriptions import HistorySubscriptions
@@ -268,6 +273,28 @@ def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
     )
 
 
+class LimitsPerClient:
+    """The limits per client that the settings name; nodes of a `cluster` share one of them."""
+
+    def __init__(
+        self, settings: Settings, instruments: Instruments, cluster: Cluster | None
+    ) -> None:
+        hits = {
+            (limit, mode): instruments.limit_hits.labels(limit, mode)
+            for limit in ClientLimit
+            for mode in LimitMode
+        }
+        self.modes = modes = LimitModes(
+            settings.dry_run, lambda limit, mode: hits[limit, mode].inc()
+        )
+        self.ingest = IngestLimit(settings.max_decisions_a_minute, modes, cluster)
+        self.frames = FrameLimit(settings.max_frames_a_second, modes)
+        self.messages = MessageLimits(
+            settings.max_messages_a_minute, settings.max_bytes_a_minute, modes
+        )
+        self.refusals = SlowRefusals(settings.failed_sign_ins, modes)
+
+
 class Services:
     """Every service of one application, connected; `running` starts and ends them.
 
@@ -292,9 +319,7 @@ class Services:
         room = settings.live_memory * 2**20
         names = CardinalityLimiter(settings.max_names, settings.max_series, self._log_full)
         self.names = names
-        for part, limit in names.limits.items():
-            self.instruments.names.labels(part).set_function(partial(names.used, part))
-            self.instruments.names_limit.labels(part).set(limit)
+        _measure_names(names, self.instruments)
         self.instruments.wal_bytes.set_function(partial(_wal_bytes, engines.store))
         self.slices = engines.slices
         self._key_refresh = (
@@ -378,13 +403,18 @@ class Services:
         self.presence = ClusterPresence(
             engines.cluster, lambda: self.manager.active, self.reporter.encoded
         )
+        self.limits = limits = LimitsPerClient(
+            settings, self.instruments, engines.cluster if topology.has_bus else None
+        )
         self.sites = Sites(
             settings.allowed_origins, settings.allowed_hosts, lambda: self.authenticator.required
         )
         self._records = engines.records or MemoryRecords(engines.clock)
         self.tickets = Tickets(self._records)
         self.sessions = Sessions(self._records, self.authenticator.check, engines.clock)
-        self.access = Access(self.authenticator, self.tickets, self.sessions, self.sites)
+        self.access = Access(
+            self.authenticator, self.tickets, self.sessions, self.sites, limits.refusals
+        )
         self.proxies = Proxies(settings.trusted_proxies)
         self.admission = AdmissionControl(
             self.manager,
@@ -392,6 +422,10 @@ class Services:
             interval=settings.interval,
             sites=self.sites,
             max_per_address=settings.max_per_address,
+            max_per_subject=settings.max_per_subject,
+            max_a_minute=settings.max_connections_a_minute,
+            frames=limits.frames,
+            modes=limits.modes,
             access=self.access,
         )
         self.channels = Channels(
@@ -404,6 +438,8 @@ class Services:
             *(self.manager, self.channels, self.history_subscriptions, timers),
             StreamPrincipals(engines.clock, timers),
             self.access,
+            limits.frames,
+            limits.messages,
         )
         self.authenticator.followers.append(self.peers.revoke)
         self.sessions.followers.append(self.peers.revoke)
@@ -448,6 +484,8 @@ class Services:
             if self._topology.has_bus:
                 await stack.enter_async_context(start("census", self.presence.run))
                 await stack.enter_async_context(start("operator", self.cluster_view.run))
+                if self.limits.ingest.is_on:
+                    await stack.enter_async_context(start("limits", self.limits.ingest.run))
             await stack.enter_async_context(start("renders", self.renders.run))
             await stack.enter_async_context(start("channels", self.channels.run))
             await stack.enter_async_context(start("histories", self.history_subscriptions.run))
@@ -591,6 +629,12 @@ class Services:
         )
 
 
+def _measure_names(names: CardinalityLimiter, instruments: Instruments) -> None:
+    for part, limit in names.limits.items():
+        instruments.names.labels(part).set_function(partial(names.used, part))
+        instruments.names_limit.labels(part).set(limit)
+
+
 def _end_process(_: str) -> None:
     """Have any ASGI server stop properly, with an exit code that shows the signal."""
     signal.raise_signal(signal.SIGTERM)
@@ -673,7 +717,7 @@ def create_app(settings: Settings, engines: Engines | None = None) -> App:
 def _add_routes(app: App, settings: Settings, services: Services) -> None:
     sites = services.sites
     access = services.access
-    decisions = Decisions(services.ingest, sites, services.slices, access)
+    decisions = Decisions(services.ingest, sites, services.slices, access, services.limits.ingest)
     app.decisions, app.take = decisions, Cors(AccessControl(decisions, access), sites, access)
     app.gate = Gate(app.route, sites, services.proxies, route_of)
     app.add_middleware(AccessControl, access=access)

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from routecast.core.client_limits import ALL_LIMITS, ClientLimit
 from routecast.core.sites import host_entry, origin_entry
 from routecast.edge.proxies import read_network
 from routecast.errors import BadSettings
 from routecast.ports import MIN_MINUTE_DAYS
-from routecast.protocol import DEFAULT_INTERVAL, MAX_INTERVAL, MIN_INTERVAL
+from routecast.protocol import DEFAULT_INTERVAL, MAX_INTERVAL, MAX_MESSAGES_A_MINUTE, MIN_INTERVAL
 from routecast.urls import masked
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -159,6 +160,49 @@ class Settings(BaseSettings):
     max_per_address: int = Field(
         0, ge=0, description="Streams open at a time from one address; 0 is no limit."
     )
+    max_per_subject: int = Field(
+        0,
+        ge=0,
+        description="Streams open at a time with credentials of one subject; 0 is no limit.",
+    )
+    max_connections_a_minute: int = Field(
+        0, ge=0, description="Streams that one address may open in a minute; 0 is no limit."
+    )
+    max_messages_a_minute: int = Field(
+        MAX_MESSAGES_A_MINUTE,
+        ge=10,
+        le=100_000,
+        description="Messages that a `routecast.v1` connection may send in a minute.",
+    )
+    max_bytes_a_minute: int = Field(
+        0,
+        ge=0,
+        description="Bytes of messages that a `routecast.v1` connection may send in a minute; 0 is "
+        "no limit.",
+    )
+    max_frames_a_second: int = Field(
+        0,
+        ge=0,
+        description="Frames a second that the streams of one subject may ask for together; 0 is no "
+        "limit.",
+    )
+    max_decisions_a_minute: int = Field(
+        0,
+        ge=0,
+        description="Decisions that one subject may send in a minute, to all nodes together; "
+        "without authentication, one address. 0 is no limit.",
+    )
+    failed_sign_ins: int = Field(
+        10,
+        ge=0,
+        description="Refused credentials of one address, and refusals of one credential, before "
+        "such refusals are answered slowly; 0 is never.",
+    )
+    dry_run: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="Comma-separated limits per client that are counted and not enforced, such as "
+        "ingest,connection_rate; all for all of them.",
+    )
     max_names: int = Field(
         500,
         ge=1,
@@ -204,7 +248,7 @@ class Settings(BaseSettings):
         None, description="The model that the field `savings` compares with, such as gpt-4o."
     )
 
-    @field_validator("allowed_origins", "allowed_hosts", mode="before")
+    @field_validator("allowed_origins", "allowed_hosts", "dry_run", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -220,6 +264,16 @@ class Settings(BaseSettings):
     @classmethod
     def _read_hosts(cls, value: frozenset[str]) -> frozenset[str]:
         return _read_entries(value, host_entry)
+
+    @field_validator("dry_run")
+    @classmethod
+    def _check_limits(cls, value: frozenset[str]) -> frozenset[str]:
+        names = {*ClientLimit, ALL_LIMITS}
+        if unknown := sorted(value - names):
+            raise ValueError(
+                f"{', '.join(map(repr, unknown))}: the limits are {', '.join(sorted(names))}"
+            )
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod

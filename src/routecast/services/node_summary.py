@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from routecast.core.client_limits import LimitMode
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments, total_of
 from routecast.ports import Clock, Cluster
@@ -77,6 +78,8 @@ class NodeReporter:
             bus_lag_seconds=None if math.isnan(lag) else lag,
             cpu_seconds=time.process_time(),
             memory_bytes=_memory(),
+            limit_hits=_hits(numbers, LimitMode.ENFORCED),
+            limit_hits_dry_run=_hits(numbers, LimitMode.DRY_RUN),
         )
 
     def encoded(self) -> bytes:
@@ -105,6 +108,16 @@ class NodeReporter:
         nodes = [self.summary(), *(each for each in others if each.node != self.name)]
         nodes.sort(key=lambda each: (each.host, each.started, each.node))
         return NodeSummaries(self.name, nodes, missing)
+
+
+def _hits(numbers: Instruments, mode: LimitMode) -> dict[str, int]:
+    """Return how often clients were over each limit, without those that nobody was over."""
+    return {
+        sample.labels["limit"]: round(sample.value)
+        for family in numbers.limit_hits.collect()
+        for sample in family.samples
+        if sample.value and sample.labels["mode"] == mode
+    }
 
 
 def _memory() -> int | None:

@@ -16,7 +16,9 @@ from routecast.core.default_session import DefaultSession
 from routecast.core.message import Encoding, Message
 from routecast.core.payload import Payload
 from routecast.core.v1_session import (
+    DEFAULT_LIMITS,
     CloseConnection,
+    MessageLimits,
     QueryHistory,
     RenewCredential,
     StartSubscription,
@@ -26,7 +28,7 @@ from routecast.core.v1_session import (
     renewal_refusal,
 )
 from routecast.core.view import ViewSubscription
-from routecast.errors import BadCredential, BadParameter, Forbidden, Unavailable
+from routecast.errors import BadCredential, BadParameter, Forbidden, OverLimit, Unavailable
 from routecast.ports import Connection, Timers
 from routecast.protocol import (
     DEFAULT_STREAM,
@@ -34,13 +36,17 @@ from routecast.protocol import (
     V1_JSON,
     V1_MSGPACK,
     CloseCode,
+    ErrorCode,
+    ErrorOut,
     Goodbye,
     Hello,
+    Limits,
     ServerMessage,
     TokenExpiring,
 )
 from routecast.streaming.channels import Channels, ChannelSubscription
 from routecast.streaming.connections import ConnectionManager
+from routecast.streaming.frame_limit import FrameLimit
 from routecast.streaming.history_subscriptions import HistorySubscription, HistorySubscriptions
 from routecast.streaming.principals import CredentialVerifier, StreamPrincipals
 from routecast.streaming.sent_counts import NOTHING, one_message
@@ -76,6 +82,8 @@ class Peers:
     Without `principals`, no connection has a credential. `verifier` verifies those that renew them.
     """
 
+    principals: StreamPrincipals | None = None
+
     def __init__(
         self,
         manager: ConnectionManager,
@@ -84,12 +92,16 @@ class Peers:
         timers: Timers,
         principals: StreamPrincipals | None = None,
         verifier: CredentialVerifier | None = None,
+        frames: FrameLimit | None = None,
+        messages: MessageLimits = DEFAULT_LIMITS,
     ) -> None:
         self.manager = manager
         self.channels = channels
         self.histories = histories
         self.timers = timers
         self.principals = principals
+        self.frames = frames or FrameLimit()
+        self.messages = messages
         self._verifier = verifier
         # The credentials that are being verified, by the peers that sent them.
         self._renewals: dict[V1Peer, asyncio.Task[None]] = {}
@@ -109,7 +121,7 @@ class Peers:
         if encoding is None:
             peer = DefaultPeer(self, session.subscription, connection)
         else:
-            v1 = V1Session(encoding, session.subscription.interval, principal)
+            v1 = V1Session(encoding, session.subscription.interval, principal, self.messages)
             peer = V1Peer(self, v1, connection)
         if principal is not ANYONE and self.principals is not None:
             self.principals.add(connection, peer, principal)
@@ -185,6 +197,7 @@ class DefaultPeer(ChannelSubscription):
         self._subscription = subscription
 
     def start(self) -> None:
+        self._peers.frames.add(self.principal, self._subscription.interval)
         if self._peers.manager.connect(self.connection, peer=self):
             self._peers.channels.join(self, self._subscription)
 
@@ -202,6 +215,7 @@ class DefaultPeer(ChannelSubscription):
 
     def close(self, code: int) -> None:
         self._peers.channels.leave(self)
+        self._peers.frames.remove(self.principal, self._subscription.interval)
         self._peers.manager.disconnect(self.connection, code, self)
         self._peers.forget(self.connection)
 
@@ -263,17 +277,16 @@ class V1Peer:
     def start(self) -> None:
         identity = self._peers.manager.new_id()
         epoch = self._peers.channels.epoch() or UNSET
-        hello = Hello(connection=write_id(identity), epoch=epoch)
+        limits = Limits(messages_per_minute=self._peers.messages.messages)
+        hello = Hello(connection=write_id(identity), epoch=epoch, limits=limits)
         self._reply(hello)
         self._peers.manager.connect(self._connection, identity, self)
 
     def receive(self, message: str | bytes) -> None:
         outcome = self._session.receive(message, self._peers.timers.now())
         match outcome:
-            case StartSubscription(id=identity):
-                member = ChannelSubscription(self._connection, self._session.encoding, identity)
-                self._members[identity] = member
-                self._peers.channels.join(member, outcome.subscription, outcome.position)
+            case StartSubscription():
+                self._subscribe(outcome)
             case QueryHistory(id=identity, query=query):
                 self._histories[identity] = self._peers.histories.subscribe(self, identity, query)
             case StopSubscription(id=identity):
@@ -286,6 +299,20 @@ class V1Peer:
                 pass
             case _:
                 self._reply(outcome)
+
+    def _subscribe(self, asked: StartSubscription) -> None:
+        identity, interval = asked.id, asked.subscription.interval
+        try:
+            self._peers.frames.require(self._session.principal, interval)
+        except OverLimit as error:
+            self._session.release(identity)
+            code = ErrorCode.TOO_MANY
+            self._reply(ErrorOut(id=identity, code=code, message=str(error), retryable=False))
+            return
+        self._peers.frames.add(self._session.principal, interval)
+        member = ChannelSubscription(self._connection, self._session.encoding, identity)
+        self._members[identity] = member
+        self._peers.channels.join(member, asked.subscription, asked.position)
 
     def catch_up(self) -> None:
         while self._pending:
@@ -338,6 +365,9 @@ class V1Peer:
     def _leave(self, identity: str) -> None:
         if identity in self._members:
             member = self._members.pop(identity)
+            if member.channel is not None:
+                interval = member.channel.subscription.interval
+                self._peers.frames.remove(self._session.principal, interval)
             self._peers.channels.leave(member)
             self._sent += member.sent
         else:

@@ -1,9 +1,10 @@
 """The cluster of a single node."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from routecast.core.keys import AccessRecords
+from routecast.core.token_bucket import Allowances, Quota
 
 
 class MemoryCluster:
@@ -18,6 +19,7 @@ class MemoryCluster:
         self._connections = 0
         self._access: AccessRecords | None = None
         self._summary = b""
+        self._allowances: dict[str, Allowances] = {}
 
     async def claim(self, work: str, seconds: float) -> bool:
         now = self._monotonic()
@@ -52,6 +54,13 @@ class MemoryCluster:
 
     async def answer(self, identity: str, answer: bytes) -> None:
         """Do nothing."""
+
+    async def spend(self, limit: str, quota: Quota, spent: Mapping[str, int]) -> dict[str, float]:
+        now = self._monotonic()
+        allowances = self._allowances.setdefault(limit, Allowances(quota))
+        for client, amount in spent.items():
+            allowances.of(client, now).spend(amount, now)
+        return {client: allowances.of(client, now).left(now) for client in spent}
 
     async def close(self) -> None:
         self._connections, self._summary = 0, b""

@@ -4,9 +4,10 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from typing import Any, Final
 
 from routecast.adapters.redis_client import (
@@ -19,6 +20,7 @@ from routecast.adapters.redis_client import (
 )
 from routecast.core.key_rows import pack_records, unpack_records
 from routecast.core.keys import AccessRecords
+from routecast.core.token_bucket import Quota
 from routecast.errors import Unavailable
 from routecast.ports import PRESENCE_SECONDS
 
@@ -71,6 +73,23 @@ for i = 1, #reports, 2 do
   local ends, summary = reports[i + 1]:match('^(%d+) (.*)$')
   if tonumber(ends) <= now then redis.call('HDEL', KEYS[1], reports[i])
   elseif summary ~= '' then found[#found + 1] = summary end
+end
+return found
+"""
+# For each key a hash with what was left at a time. It expires when the whole quota is there again.
+_SPEND: Final = f"""{_NOW}
+local amount, window = tonumber(ARGV[1]), tonumber(ARGV[2])
+local found = {{'left'}}
+for i = 1, #KEYS do
+  local known = redis.call('HMGET', KEYS[i], 'left', 'at')
+  local left = tonumber(known[1] or '') or amount
+  local passed = math.max(0, now - (tonumber(known[2] or '') or now))
+  left = math.min(amount, left + passed * amount / window) - tonumber(ARGV[i + 2])
+  local text = string.format('%.3f', left)
+  redis.call('HSET', KEYS[i], 'left', text, 'at', string.format('%.0f', now))
+  local full = math.ceil((amount - left) * window / amount) + 1000
+  redis.call('PEXPIRE', KEYS[i], string.format('%.0f', full))
+  found[i + 1] = text
 end
 return found
 """
@@ -170,6 +189,16 @@ class RedisCluster:
         await self._link.call(lambda redis: redis.xadd(key, fields, maxlen=MAX_ANSWERS), _is_added)
         await self._link.call(lambda redis: redis.pexpire(key, ANSWER_MILLISECONDS))
 
+    async def spend(self, limit: str, quota: Quota, spent: Mapping[str, int]) -> dict[str, float]:
+        keys = [self._link.key(f"limit:{limit}:{_digest(client)}") for client in spent]
+        args = (quota.amount, round(quota.seconds * 1000), *spent.values())
+        left = await self._link.call(
+            lambda redis: redis.eval(_SPEND, len(keys), *keys, *args), _numbers
+        )
+        if len(left) != len(keys):
+            raise Unavailable("Redis answered for other allowances than it was asked for")
+        return dict(zip(spent, left, strict=True))
+
     async def close(self) -> None:
         has_reported, self._has_reported = self._has_reported, False
         if has_reported:
@@ -217,6 +246,19 @@ def _milliseconds(at: bytes) -> int:
 def _is_added(reply: Any) -> None:
     """Read the reply of XADD: the id of the entry."""
     _milliseconds(reply)
+
+
+def _digest(client: str) -> str:
+    """Return a key's part for a client: names may be long, and are nobody's business."""
+    return sha256(client.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _numbers(reply: Any) -> list[float]:
+    """Read the reply of the script `_SPEND`, whose first word only that script returns."""
+    word, *texts = reply
+    if word != b"left":
+        raise ValueError("what is left is not in the form that the script returns")
+    return [float(text) for text in texts]
 
 
 def _texts(reply: Any) -> list[bytes]:

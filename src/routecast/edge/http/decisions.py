@@ -7,6 +7,7 @@ the route.
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from http import HTTPStatus
 from typing import Final
@@ -16,17 +17,20 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from routecast.core.access import ANYONE, Principal
+from routecast.core.client_limits import client_name
 from routecast.core.decode import pieces
 from routecast.core.sites import Sites
 from routecast.edge.access import Access, principal_of
 from routecast.edge.cors import origin_of
 from routecast.edge.http.request_body import BodyReader, ClientGone
 from routecast.edge.problem import respond, respond_crash, respond_error
+from routecast.edge.proxies import limit_key_of
 from routecast.errors import RoutecastError, Unavailable
 from routecast.ports import MAX_GROUP
 from routecast.protocol import MAX_REJECTIONS_LISTED, Problem, Receipt
 from routecast.services.decision_batch import AllRejected, DecisionBatch
 from routecast.services.ingest import UNKNOWN_OUTCOME, Ingest
+from routecast.services.ingest_limit import IngestLimit
 from routecast.slices import Slices
 
 DECISIONS: Final = "/v1/decisions"
@@ -46,10 +50,12 @@ class Decisions:
         sites: Sites,
         slices: Slices | None = None,
         access: Access | None = None,
+        limit: IngestLimit | None = None,
     ) -> None:
         self._ingest = ingest
         self.sites = sites
         self.access = access or Access()
+        self.limit = limit or IngestLimit()
         self.bodies = BodyReader()
         self._slices = slices or Slices()
 
@@ -71,8 +77,16 @@ class Decisions:
 
     async def _take(self, scope: Scope, receive: Receive) -> Receipt:
         self.sites.require_allowed_origin(*origin_of(scope))
+        client = self.client_of(principal_of(scope), lambda: limit_key_of(scope))
+        self.limit.require(client)
         async with AsyncExitStack() as stack:
-            return await self._accepted(await self._read(scope, receive, stack))
+            return await self._accepted(await self._read(scope, receive, stack), client)
+
+    def client_of(self, principal: Principal, address: Callable[[], str | None]) -> str:
+        """Return what the limit of decisions knows a producer by; "" if there is no limit."""
+        if not self.limit.is_on:
+            return ""
+        return client_name(principal, "" if principal is not ANYONE else address() or "")
 
     async def _read(self, scope: Scope, receive: Receive, stack: AsyncExitStack) -> DecisionBatch:
         """Return the batch of a body; a large one holds `large_batches` until `stack` closes."""
@@ -107,7 +121,7 @@ class Decisions:
             await self._slices.turn()
         return True
 
-    async def accept_slowly(self, batch: DecisionBatch, size: int) -> Receipt:
+    async def accept_slowly(self, batch: DecisionBatch, size: int, client: str) -> Receipt:
         """Validate the rest of a small body, then commit it.
 
         Its `size` bytes count as held until it is validated. Raises as `Ingest.accept` does.
@@ -117,15 +131,26 @@ class Decisions:
             await self._validate(batch)
         finally:
             self.bodies.small_held -= size
-        return await self._accepted(batch)
+        return await self._accepted(batch, client)
 
-    def accept(self, batch: DecisionBatch) -> asyncio.Future[Receipt]:
-        """Commit a validated batch: see `Ingest.accept`."""
-        return self._ingest.accept(batch)
+    def accept(self, batch: DecisionBatch, client: str) -> asyncio.Future[Receipt]:
+        """Commit a validated batch of a client (`client_of`): see `Ingest.accept`.
 
-    async def _accepted(self, batch: DecisionBatch) -> Receipt:
+        Raises OverLimit if the client sent too many decisions.
+        """
+        if not self.limit.is_on:
+            return self._ingest.accept(batch)
+        size = len(batch.decisions)
+        self.limit.take(client, size)
         try:
-            return await self.accept(batch)
+            return self._ingest.accept(batch)
+        except Unavailable:
+            self.limit.give_back(client, size)
+            raise
+
+    async def _accepted(self, batch: DecisionBatch, client: str) -> Receipt:
+        try:
+            return await self.accept(batch, client)
         except asyncio.CancelledError:
             raise Unavailable(UNKNOWN_OUTCOME, retry_after=5) from None
 

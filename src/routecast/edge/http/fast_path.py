@@ -41,6 +41,7 @@ class _FastRequest:
 
     __slots__ = (
         "body",
+        "client",
         "disconnected",
         "keep_alive",
         "lines",
@@ -52,8 +53,11 @@ class _FastRequest:
 
     response_started = False  # the answer is one write
 
-    def __init__(self, *, lines: bool, principal: Principal, request_id: bytes | None) -> None:
+    def __init__(
+        self, *, lines: bool, principal: Principal, client: str, request_id: bytes | None
+    ) -> None:
         self.lines = lines
+        self.client = client  # what the limit of decisions knows it by
         self.principal = principal
         self.request_id = request_id
         self.body: list[bytes] = []
@@ -91,7 +95,10 @@ class FastPathHttpProtocol(HttpProtocol):
         request_id = fields.get(REQUEST_ID)
         if request_id is not None:
             request_id = read_request_id(request_id)
-        self._request = _FastRequest(lines=lines, principal=principal, request_id=request_id)
+        client = self._decisions.client_of(principal, self._address)
+        self._request = _FastRequest(
+            lines=lines, principal=principal, client=client, request_id=request_id
+        )
         self._running = self._request
         self.cycle = self._request  # type: ignore[assignment]  # -- it stands in for uvicorn's
 
@@ -134,6 +141,9 @@ class FastPathHttpProtocol(HttpProtocol):
             return None
         return principal
 
+    def _address(self) -> str | None:
+        return self._edge.key_of(self.client, self.headers)
+
     def on_body(self, body: bytes) -> None:
         if self._request is None:
             super().on_body(body)
@@ -152,11 +162,13 @@ class FastPathHttpProtocol(HttpProtocol):
         self.end_request()
         try:
             body = b"".join(request.body)
+            self._decisions.limit.require(request.client)
             batch = self._decisions.read(body, lines=request.lines, principal=request.principal)
             if batch.validate():
-                answer = self._decisions.accept(batch)
+                answer = self._decisions.accept(batch, request.client)
             else:  # a long body gets a task, so that other tasks have turns
-                answer = asyncio.ensure_future(self._decisions.accept_slowly(batch, len(body)))
+                slowly = self._decisions.accept_slowly(batch, len(body), request.client)
+                answer = asyncio.ensure_future(slowly)
                 request.task = answer
         except Exception as error:
             self._respond(request, refusal(error))

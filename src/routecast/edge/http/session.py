@@ -24,9 +24,11 @@ from routecast.edge.access import (
     Access,
     CookieIn,
     is_secure,
+    text_of_credential,
 )
 from routecast.edge.cors import origin_of
 from routecast.edge.openapi import PROBLEM
+from routecast.edge.proxies import limit_key_of
 from routecast.errors import BadBody, BadCredential, Forbidden, NotFound, TooLarge
 from routecast.services.sessions import Sessions
 
@@ -138,7 +140,11 @@ def session_router(
         if not access.required:
             raise NotFound("authentication is off: nobody needs to sign in")
         credential = await _given(request) or access.credential_of(request.scope)
-        principal = await access.identify(credential)
+        try:
+            principal = await access.identify(credential)
+        except BadCredential as error:
+            address, text = limit_key_of(request.scope), text_of_credential(lambda: credential)
+            raise await access.slow.refused(error, address, text) from None
         if isinstance(credential, CookieIn) and not principal.is_key:
             raise BadCredential("only a session of an API key can be renewed: sign in again")
         return await begin_session(request, sessions, principal)

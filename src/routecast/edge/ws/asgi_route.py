@@ -36,14 +36,14 @@ class MetricsSocket:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
+        # None is the default stream: the client requests no subprotocol that the server has.
+        spoken = next((name for name in scope["subprotocols"] if name in ENCODINGS), None)
         try:
-            session, address = self._admission.admit_scope(scope)
+            session, address = self._admission.admit_scope(scope, is_default=spoken is None)
         except RoutecastError as error:
             await refuse(error, scope, receive, send)
             return
         try:
-            # None is the default stream: the client requests no subprotocol that the server has.
-            spoken = next((name for name in scope["subprotocols"] if name in ENCODINGS), None)
             await send({"type": "websocket.accept", "subprotocol": spoken})
             encoding = ENCODINGS.get(spoken or "")
             await self._serve(
@@ -56,7 +56,7 @@ class MetricsSocket:
                 send,
             )
         finally:
-            self._admission.release(address)
+            self._admission.release(address, principal_of(scope))
 
     async def _serve(
         self,

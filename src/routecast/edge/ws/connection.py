@@ -26,7 +26,14 @@ from routecast.core.default_session import DefaultSession
 from routecast.core.message import ENCODINGS
 from routecast.core.payload import Payload
 from routecast.core.request_trace import trace_of
-from routecast.edge.access import SEVERAL, Credential, TicketIn, read_query, without_ticket
+from routecast.edge.access import (
+    SEVERAL,
+    Credential,
+    TicketIn,
+    read_query,
+    text_of_credential,
+    without_ticket,
+)
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS
 from routecast.edge.header_fields import read_agent
@@ -357,7 +364,7 @@ class WebSocketConnection(asyncio.Protocol):
         if peer is not None:
             share([self], PLAIN)  # one connection less shares its context
             self._edge.heartbeat.remove(self)
-            self._edge.admission.release(self.client)
+            self._edge.admission.release(self.client, self._edge.peers.principal_of(self))
             peer.close(ABNORMAL_CLOSURE if self._code is None else self._code)
 
     @property
@@ -459,9 +466,13 @@ class WebSocketConnection(asyncio.Protocol):
                     self._waiting = WaitingHandshake(finishing)
                     return
                 principal = known
-            session = self._admit(request, principal)
+            session = self._admit(request, principal, agreed)
         except RoutecastError as error:
-            self._refuse(refuse(error))
+            answer, delay = self._judge(error, request)
+            if delay:
+                self._waiting = WaitingHandshake(self._refuse_later(answer, delay))
+            else:
+                self._refuse(refuse(answer))
         else:
             self._open(session, agreed, principal)
 
@@ -501,13 +512,16 @@ class WebSocketConnection(asyncio.Protocol):
             must_prove=True,
         )
 
-    def _admit(self, request: UpgradeRequest, principal: Principal) -> DefaultSession:
+    def _admit(
+        self, request: UpgradeRequest, principal: Principal, agreed: Agreement
+    ) -> DefaultSession:
         return self._edge.admission.admit(
             request.target.partition(b"?")[2],
             origin=request.get(b"origin"),
             host=request.get(b"host"),
             address=self.client,
             principal=principal,
+            is_default=agreed.subprotocol is None,
         )
 
     async def _finish_handshake(
@@ -516,10 +530,9 @@ class WebSocketConnection(asyncio.Protocol):
         """Open the connection or refuse it, once its credential is verified."""
         try:
             principal = await self._edge.admission.access.authenticate(credential)
-            session = self._admit(request, principal)
+            session = self._admit(request, principal, agreed)
         except RoutecastError as error:
-            self._waiting = None
-            self._refuse(refuse(error))
+            await self._refuse_later(*self._judge(error, request))
         except Exception:  # a fault of ours, which must not leave the client waiting
             self._waiting = None
             log.exception("Unexpected error while verifying a credential")
@@ -530,6 +543,19 @@ class WebSocketConnection(asyncio.Protocol):
             self._open(session, agreed, principal)
             if early:
                 self.data_received(early)
+
+    def _judge(
+        self, error: RoutecastError, request: UpgradeRequest
+    ) -> tuple[RoutecastError, float]:
+        """Return the answer to a request that is refused, and the delay that it deserves."""
+        credential = text_of_credential(lambda: request.credential)
+        return self._edge.admission.access.slow.judge(error, self.client, credential)
+
+    async def _refuse_later(self, error: RoutecastError, delay: float) -> None:
+        if delay:
+            await self._edge.admission.access.slow.wait(self.client, delay)
+        self._waiting = None
+        self._refuse(refuse(error))
 
     def _refuse(self, answer: bytes) -> None:
         self._transport.write(answer)

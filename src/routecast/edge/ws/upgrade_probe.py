@@ -9,6 +9,7 @@ from http import HTTPStatus
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from routecast.edge.access import principal_of
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.problem import respond, respond_error
 from routecast.errors import RoutecastError
@@ -32,10 +33,10 @@ class UpgradeProbe:
 
     def _answer(self, scope: Scope) -> Response:
         try:
-            _, address = self._admission.admit_scope(scope)
+            _, address = self._admission.admit_scope(scope, is_default=False, probe=True)
         except RoutecastError as error:
             return respond_error(error)
-        self._admission.release(address)
+        self._admission.release(address, principal_of(scope))
         if scope["method"] == "OPTIONS":
             return Response(
                 status_code=HTTPStatus.NO_CONTENT, headers={"Allow": ", ".join(METHODS)}
