@@ -7,7 +7,7 @@ its engine cannot answer now; then it has changed nothing.
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from routecast.core.cardinality import FoldedNames
 from routecast.core.clock_check import KeptSpan
@@ -672,6 +672,38 @@ class Cluster(Protocol):
 
     async def close(self) -> None:
         """Leave the cluster and disconnect. May be called twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SignInAttempt:
+    """What a browser and this server know of one attempt to sign in at an identity provider.
+
+    Attributes:
+        state: It comes back with the code, and shows that this browser began the attempt.
+        nonce: It comes back in the ID token, and shows that the token is of this attempt.
+        verifier: The secret of PKCE, without which the code cannot be used (RFC 7636).
+        redirect: The address to which the provider sends the browser back.
+    """
+
+    state: str
+    nonce: str = field(repr=False)
+    verifier: str = field(repr=False)
+    redirect: str
+
+
+class IdentityProvider(Protocol):
+    """Signs people in. It may be down; then only signing in by it fails."""
+
+    async def address(self, attempt: SignInAttempt) -> str:
+        """Return the address at which a person signs in. Raises Unavailable."""
+        ...
+
+    async def claims(self, attempt: SignInAttempt, code: str) -> Mapping[str, Any]:
+        """Return who has signed in, for the code that came back.
+
+        Raises Unavailable, and BadCredential if the provider's answer is not as it must be.
+        """
         ...
 
 

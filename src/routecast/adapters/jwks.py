@@ -64,7 +64,7 @@ class JwkSet:
             raise BadSettings(f"{setting}: must be like https://login.example/jwks.json")
         if "@" in parts.netloc:
             raise BadSettings(f"{setting}: must have no user and no password in it")
-        self._local = _is_loopback(host)
+        self._local = is_loopback(host)
         if parts.scheme == "http" and not self._local:
             raise BadSettings(
                 f"{setting}: must begin with https://, because anyone on the way could replace keys"
@@ -72,15 +72,16 @@ class JwkSet:
 
     async def fetch(self) -> list[TokenKey]:
         """Return the keys of the set that can be used. Raises Unavailable."""
-        download = _Download(self._url, self._local)
+        request = Request(self._url, headers={"Accept": "application/json"})  # noqa: S310  -- checked
+        download = Download(request, self._local)
         try:
             async with asyncio.timeout(JWKS_SECONDS):
-                keys = await asyncio.to_thread(download.run)
+                keys = await asyncio.to_thread(lambda: read_set(download.run()))
         except TimeoutError:
             raise Unavailable(
                 f"the keys for tokens at {self._shown} did not come within {JWKS_SECONDS:g} s"
             ) from None
-        except _BadAnswer as error:
+        except BadAnswer as error:
             raise Unavailable(f"the keys for tokens at {self._shown}: {error}") from None
         finally:
             download.abort()
@@ -92,21 +93,32 @@ class JwkSet:
         return keys
 
 
-class _BadAnswer(Exception):
-    """A set could not be fetched; the text says why, and has nothing from the answer's body."""
+class BadAnswer(Exception):
+    """Something could not be fetched; the text says why, and has nothing from the answer's body.
+
+    Attributes:
+        status: The status of the answer; None if there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
-class _Download:
-    """One fetch, in a thread. `abort` ends it from another one."""
+class Download:
+    """One fetch of up to MAX_JWKS_BYTES, in a thread. `abort` ends it from another one.
 
-    def __init__(self, url: str, local: bool) -> None:
-        self._url = url
+    `local` is whether the host is this machine.
+    """
+
+    def __init__(self, request: Request, local: bool) -> None:
+        self._request = request
         self._local = local
         self.aborted = False
         self.socket: socket.socket | None = None
 
-    def run(self) -> list[TokenKey]:
-        """Return the keys. Raises _BadAnswer."""
+    def run(self) -> bytes:
+        """Return the body of the answer. Raises BadAnswer."""
         opener = build_opener(
             # A proxy of the environment cannot reach this machine's own addresses.
             ProxyHandler({} if self._local else None),
@@ -114,23 +126,22 @@ class _Download:
             _WatchedHTTPS(self),
             _SameHost(),
         )
-        request = Request(self._url, headers={"Accept": "application/json"})  # noqa: S310  # -- checked
         try:
             # Each step may take longer than all of it: `abort` comes first.
-            with opener.open(request, timeout=2 * JWKS_SECONDS) as answer:
+            with opener.open(self._request, timeout=2 * JWKS_SECONDS) as answer:
                 if answer.status != 200:
-                    raise _BadAnswer(f"the answer has the status {answer.status}")
+                    raise BadAnswer(f"the answer has the status {answer.status}")
                 body: bytes = answer.read(MAX_JWKS_BYTES + 1)
         except HTTPError as error:
             error.close()
-            raise _BadAnswer(f"the answer has the status {error.code}") from None
+            raise BadAnswer(f"the answer has the status {error.code}", error.code) from None
         except URLError as error:
-            raise _BadAnswer(str(error.reason)) from None
+            raise BadAnswer(str(error.reason)) from None
         except (OSError, HTTPException, ValueError) as error:
-            raise _BadAnswer(f"the answer cannot be read: {type(error).__name__}") from None
+            raise BadAnswer(f"the answer cannot be read: {type(error).__name__}") from None
         if len(body) > MAX_JWKS_BYTES:
-            raise _BadAnswer(f"the answer is over {MAX_JWKS_BYTES:,} bytes")
-        return read_set(body)
+            raise BadAnswer(f"the answer is over {MAX_JWKS_BYTES:,} bytes")
+        return body
 
     def abort(self) -> None:
         """End the fetch if it still runs: its thread would wait for the server otherwise."""
@@ -149,7 +160,7 @@ class _Download:
 class _WatchedHTTP(HTTPHandler):
     """Opens HTTP connections whose sockets a download knows."""
 
-    def __init__(self, download: _Download) -> None:
+    def __init__(self, download: Download) -> None:
         super().__init__()
         self._download = download
 
@@ -167,7 +178,7 @@ class _WatchedHTTP(HTTPHandler):
 class _WatchedHTTPS(HTTPSHandler):
     """The same over TLS, with the system's certificates."""
 
-    def __init__(self, download: _Download) -> None:
+    def __init__(self, download: Download) -> None:
         self._tls = ssl.create_default_context()
         super().__init__(context=self._tls)
         self._download = download
@@ -191,7 +202,7 @@ class _SameHost(HTTPRedirectHandler):
     ) -> Request | None:
         if _origin(urlsplit(newurl)) != _origin(urlsplit(req.full_url)):
             fp.close()
-            raise _BadAnswer("the answer is a redirect to another host")
+            raise BadAnswer("the answer is a redirect to another host")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -200,7 +211,7 @@ def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or default
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
@@ -210,16 +221,16 @@ def _is_loopback(host: str) -> bool:
 
 
 def read_set(body: bytes) -> list[TokenKey]:
-    """Return the keys of a JWK set that can be used. Raises _BadAnswer if it is no set."""
+    """Return the keys of a JWK set that can be used. Raises BadAnswer if it is no set."""
     try:
         document = msgspec.json.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError):
-        raise _BadAnswer("the answer is not JSON") from None
+        raise BadAnswer("the answer is not JSON") from None
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
-        raise _BadAnswer("the answer is no JWK set: it has no list `keys`")
+        raise BadAnswer("the answer is no JWK set: it has no list `keys`")
     if len(entries) > MAX_JWKS_KEYS:
-        raise _BadAnswer(f"the answer has more than {MAX_JWKS_KEYS} keys")
+        raise BadAnswer(f"the answer has more than {MAX_JWKS_KEYS} keys")
     return [key for entry in entries if (key := _key(entry)) is not None]
 
 

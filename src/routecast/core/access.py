@@ -86,6 +86,8 @@ SCOPE_OF_ROUTE: Final[Mapping[tuple[str, str], Scope | None]] = {
     ("GET", "/docs"): None,
     ("GET", "/openapi.json"): None,
     ("GET", "/asyncapi.json"): None,
+    ("GET", "/auth/login"): None,
+    ("GET", "/auth/callback"): None,
     ("GET", "/auth/session"): None,
     ("POST", "/auth/session"): None,
     ("DELETE", "/auth/session"): None,

@@ -31,6 +31,7 @@ from routecast.core.cardinality import COMBINATION, CardinalityLimiter
 from routecast.core.claims import ClaimRules
 from routecast.core.client_limits import ClientLimit, LimitMode, LimitModes
 from routecast.core.decision import Rules
+from routecast.core.group_rules import GroupRules, parse_group_rules
 from routecast.core.metrics import Baseline
 from routecast.core.render_budget import RenderBudget
 from routecast.core.sites import Sites
@@ -46,6 +47,7 @@ from routecast.edge.head_method import as_get
 from routecast.edge.http.decisions import DECISIONS, Decisions
 from routecast.edge.http.docs import docs_router
 from routecast.edge.http.history import history_router
+from routecast.edge.http.login import login_router
 from routecast.edge.http.metrics import metrics_router
 from routecast.edge.http.operator import operator_router
 from routecast.edge.http.ops import ops_router, page_router
@@ -68,6 +70,7 @@ from routecast.ports import (
     Clock,
     Cluster,
     Database,
+    IdentityProvider,
     KeyStore,
     Prices,
     Store,
@@ -252,6 +255,31 @@ def open_verifier(settings: Settings) -> TokenVerifier | None:
     return JwtVerifier(keys, fetch)
 
 
+def open_provider(settings: Settings) -> IdentityProvider | None:
+    """Return the identity provider that the settings name; None for none. Raises BadSettings."""
+    if settings.oidc_issuer is None:
+        return None
+    from routecast.adapters.oidc import OidcProvider
+
+    secret = settings.oidc_client_secret
+    return OidcProvider(
+        settings.oidc_issuer,
+        settings.oidc_client_id,
+        None if secret is None else secret.get_secret_value(),
+        scopes=settings.oidc_scopes,
+        needed=settings.oidc_groups_claim,
+    )
+
+
+def group_rules(settings: Settings) -> GroupRules:
+    """Return what people may do who are signed in by a provider or a proxy."""
+    return GroupRules(
+        parse_group_rules(settings.group_rules or ""),
+        subject_claim=settings.oidc_subject_claim,
+        groups_claim=settings.oidc_groups_claim,
+    )
+
+
 def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
     """Return engines whose cache, bus and cluster are those of a Redis."""
     from routecast.adapters.bus.redis import RedisBus
@@ -336,6 +364,7 @@ class Services:
             ClaimRules(settings.jwt_audience, settings.jwt_issuer),
             engines.clock,
             self._key_refresh,
+            signs_in=settings.signs_in,
         )
         rules = Rules(
             high=settings.band_high,
@@ -735,7 +764,10 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.include_router(ops_router(services.health, services.check, services.instruments))
     app.include_router(operator_router(services.cluster_view, services.reporter.all, sites))
     app.include_router(tickets_router(services.tickets))
-    app.include_router(session_router(access, services.sessions, sites, lambda: False))
+    provider = open_provider(settings)
+    has_provider = provider is not None
+    app.include_router(session_router(access, services.sessions, sites, lambda: has_provider))
+    app.include_router(login_router(provider, group_rules(settings), services.sessions))
     app.include_router(asyncapi_router(VERSION))
     app.include_router(docs_router(lambda: app.openapi()))
     app.include_router(page_router(settings.notice))

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from routecast.core.client_limits import ALL_LIMITS, ClientLimit
+from routecast.core.group_rules import parse_group_rules
 from routecast.core.sites import host_entry, origin_entry
 from routecast.edge.proxies import read_network
 from routecast.errors import BadSettings
@@ -103,6 +104,39 @@ class Settings(BaseSettings):
     )
     jwt_issuer: str | None = Field(
         None, min_length=1, description="Only tokens of this issuer (`iss`) are accepted."
+    )
+
+    oidc_issuer: str | None = Field(
+        None,
+        min_length=1,
+        description="OpenID Connect provider by which people sign in on the page, such as "
+        "https://login.example. It must know the address `/auth/callback` of this server.",
+    )
+    oidc_client_id: str = Field("", description="Name of this server at the provider.")
+    oidc_client_secret: SecretStr | None = Field(
+        None,
+        description="Secret of this server at the provider; without one it is a public client.",
+    )
+    oidc_scopes: str = Field(
+        "openid email",
+        pattern=r"^(.* )?openid( .*)?$",
+        description="Scopes that are asked for at the provider; `groups` is often one.",
+    )
+    oidc_subject_claim: str = Field(
+        "sub",
+        min_length=1,
+        description="Claim that names a person here. Another person must never be able to choose "
+        "the same value.",
+    )
+    oidc_groups_claim: str = Field(
+        "groups", min_length=1, description="Claim with the groups of a person."
+    )
+    group_rules: str | None = Field(
+        None,
+        description="What people may do who are signed in by a provider or a proxy: the first rule "
+        "counts that is about a group of the person, such as "
+        "`admins=read,admin; search-team=read:search,ads; *=read:public`. * is everyone, and a "
+        "rule without projects is for all of them.",
     )
 
     # -- storage ----------------------------------------------------------------------------------
@@ -275,6 +309,13 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("group_rules")
+    @classmethod
+    def _check_group_rules(cls, value: str | None) -> str | None:
+        if value is not None and not parse_group_rules(value):
+            raise ValueError("has no rule in it")
+        return value
+
     @field_validator("trusted_proxies")
     @classmethod
     def _check_networks(cls, value: str) -> str:
@@ -287,6 +328,10 @@ class Settings(BaseSettings):
     def _check(self) -> Self:
         if self.band_medium > self.band_high:
             raise ValueError("band_medium must not be over band_high")
+        if self.oidc_issuer is not None and not self.oidc_client_id:
+            raise ValueError("oidc_issuer needs ROUTECAST_OIDC_CLIENT_ID")
+        if self.signs_in and self.group_rules is None:
+            raise ValueError("people who sign in may do nothing without ROUTECAST_GROUP_RULES")
         if self.role == "stream" and not self.redis_url:
             raise ValueError(
                 "role stream needs Redis, by which it hears of decisions: add --redis redis://HOST"
@@ -319,6 +364,11 @@ class Settings(BaseSettings):
         """Return all settings for a log: secrets are hidden, and URLs have no user or password."""
         return {name: _shown(name, value) for name, value in self}
 
+    @property
+    def signs_in(self) -> bool:
+        """Whether a provider or a proxy signs people in, which turns authentication on."""
+        return self.oidc_issuer is not None
+
     def require_safe(self) -> None:
         """Raise BadSettings if other machines could read and write without authentication.
 
@@ -333,7 +383,7 @@ class Settings(BaseSettings):
         API keys do not count: they are in the database, where the last one may be deleted while the
         server runs.
         """
-        if not self.insecure and not self.takes_tokens:
+        if not self.insecure and not self.takes_tokens and not self.signs_in:
             raise BadSettings(
                 f"{place} be reached from other machines, and no authentication is configured: set "
                 "ROUTECAST_JWT_SECRET, ROUTECAST_JWT_PUBLIC_KEY or ROUTECAST_JWKS_URL, also if all "

@@ -57,7 +57,8 @@ class KnownKeys(Protocol):
 class Authenticator:
     """Tells who a client is. `tokens` is None without a key for tokens, `keys` without a database.
 
-    `refresh` is needed if `tokens` fetches keys.
+    `refresh` is needed if `tokens` fetches keys. `signs_in` is whether an identity provider or a
+    proxy signs people in, which turns authentication on, too.
 
     `followers` are called with a predicate over principals when credentials are revoked: close the
     streams of those for which it is true.
@@ -70,12 +71,15 @@ class Authenticator:
         rules: ClaimRules,
         clock: Clock,
         refresh: KeyRefresh | None = None,
+        *,
+        signs_in: bool = False,
     ) -> None:
         self._tokens = tokens
         self._keys = keys
         self._rules = rules
         self._clock = clock
         self._refresh = refresh
+        self._is_on = tokens is not None or signs_in  # whatever the keys are
         self._verified: OrderedDict[bytes, Principal] = OrderedDict()
         self.followers: list[OnRevoked] = []
         if keys is not None:
@@ -87,11 +91,11 @@ class Authenticator:
     @property
     def required(self) -> bool:
         """Whether authentication is on, or not known to be off."""
-        return self._tokens is not None or (self._keys is not None and self._keys.required)
+        return self._is_on or (self._keys is not None and self._keys.required)
 
     def require_known(self) -> None:
         """Raise Unavailable if authentication only counts as on, because that is unknown."""
-        if self._tokens is None and self._keys is not None:
+        if not self._is_on and self._keys is not None:
             self._keys.require_known()
 
     def recognise(self, credential: str) -> Principal | None:
@@ -133,7 +137,7 @@ class Authenticator:
     def _of_token(self, token: str) -> Principal | None:
         if self._tokens is None:
             self.require_known()
-            raise BadCredential("this server takes API keys only, and no tokens")
+            raise BadCredential("this server takes API keys, and no tokens")
         now = self._clock.now() / 1e6
         # The digest and not the token, so that a copy of the memory has no tokens in it.
         digest = sha256(token.encode("ascii")).digest()
