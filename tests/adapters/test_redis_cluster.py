@@ -1,9 +1,11 @@
 """The cluster adapter on Redis: claims and the number of streams of several nodes."""
 
 import asyncio
+from operator import methodcaller
 
 import pytest
 
+from routecast.adapters.cluster.redis import RedisCluster
 from routecast.core.token_bucket import Quota
 from tests.support.engines import PATIENCE, SharedRedis
 
@@ -97,3 +99,79 @@ async def test_allowances_do_not_stay_in_redis(shared: SharedRedis) -> None:
     assert 25_000 < milliseconds <= 31_000
     for one in (node, link):
         await one.close()
+
+
+async def listened(*nodes: RedisCluster) -> None:
+    """Have nodes read questions that are asked from now on."""
+    for node in nodes:
+        assert await node.questions() == []
+
+
+async def answer_once(node: RedisCluster, text: bytes) -> list[bytes]:
+    """Answer the questions that come next; return them."""
+    while not (found := await node.questions()):
+        pass
+    for identity, _ in found:
+        await node.answer(identity, text)
+    return [question for _, question in found]
+
+
+async def test_all_nodes_are_asked(shared: SharedRedis) -> None:
+    """Also the one that asks; answers come as they were sent, however large."""
+    asker, *others = nodes = [shared.cluster() for _ in range(4)]
+    await listened(*nodes)
+    texts = [bytes([number]) * 300_000 for number in range(3)]
+    answers, *seen = await asyncio.gather(
+        asker.ask(b"who?", 3, PATIENCE), *map(answer_once, others, texts)
+    )
+    assert sorted(answers) == texts
+    assert seen == [[b"who?"]] * 3
+    assert [question for _, question in await asker.questions()] == [b"who?"]
+    for node in nodes:
+        await node.close()
+
+
+async def test_those_that_answer_late_are_not_awaited(shared: SharedRedis) -> None:
+    """The answers that came in time are returned."""
+    asker, other, silent = nodes = [shared.cluster() for _ in range(3)]
+    await listened(other, silent)
+    answers, _ = await asyncio.gather(asker.ask(b"who?", 2, 1.0), answer_once(other, b"me"))
+    assert answers == [b"me"]
+    assert await asker.ask(b"who?", 1, 0.0) == []
+    for node in nodes:
+        await node.close()
+
+
+async def test_questions_before_a_node_came_are_not_its_own(shared: SharedRedis) -> None:
+    """Nobody waits for its answer any more."""
+    asker, late = shared.cluster(), shared.cluster()
+    assert await asker.ask(b"old", 1, 0.01) == []
+    await listened(late)
+    assert await late.questions() == []
+    for node in (asker, late):
+        await node.close()
+
+
+async def test_questions_and_answers_expire(shared: SharedRedis) -> None:
+    """Redis keeps nothing of them for ever."""
+    asker, other, redis = shared.cluster(), shared.cluster(), shared.link()
+    await listened(other)
+    await asyncio.gather(asker.ask(b"who?", 1, PATIENCE), answer_once(other, b"me"))
+    keys: list[bytes] = await redis.call(lambda client: client.keys("*answers:*"))
+    mine = [key.decode() for key in keys if key.decode().startswith(redis.key("answers"))]
+    assert len(mine) == 1
+    for key in (redis.key("questions"), *mine):
+        assert await redis.call(methodcaller("pttl", key)) > 0
+    for each in (asker, other, redis):
+        await each.close()
+
+
+async def test_what_other_programs_write_is_no_question(shared: SharedRedis) -> None:
+    """It is read as an empty one, which no node understands."""
+    node, redis = shared.cluster(), shared.link()
+    await listened(node)
+    for fields in ({"x": "y"}, {"id": b"\xff", "question": b"not compressed"}):
+        await redis.call(methodcaller("xadd", redis.key("questions"), fields))
+        assert [question for _, question in await node.questions()] == [b""]
+    for each in (node, redis):
+        await each.close()

@@ -113,3 +113,10 @@ async def test_an_allowance_grows_back(cluster: Cluster) -> None:
         while (await cluster.spend("ingest", quick, {"ana": 0}))["ana"] < 1_000:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert await cluster.spend("ingest", quick, {"ana": 0}) == {"ana": 1_000}
+
+
+async def test_a_node_alone_gets_no_answer(cluster: Cluster) -> None:
+    """And it waits no longer than it said."""
+    assert await cluster.questions() == []
+    async with asyncio.timeout(PATIENCE):
+        assert await cluster.ask(b"who?", 3, 0.05) == []

@@ -131,6 +131,8 @@ class OperatorView:
         """Return how many connections match, and those of the page in order, and one more."""
         total, found = 0, list[_Found]()
         everything = list(self._manager.open_connections())
+        if query.sort == "newest":  # so that those of the page are found first
+            everything.reverse()
         for first in range(0, len(everything), LOOKED_AT_ONCE):
             await self._slices.turn()
             total += _look(query, everything[first : first + LOOKED_AT_ONCE], found)

@@ -29,7 +29,8 @@ MAX_QUESTIONS: Final = 1_000
 MAX_ANSWERS: Final = 1_000
 # Nobody waits for an answer to a question that is this much older than the newest one.
 QUESTION_MILLISECONDS: Final = 2_000
-# Answers expire after this time.
+# Questions and answers expire after these times.
+QUESTIONS_MILLISECONDS: Final = 3_600_000
 ANSWER_MILLISECONDS: Final = 10_000
 # A read waits for at most this time, which must be shorter than the client's timeout.
 WAIT_MILLISECONDS: Final = 500
@@ -149,9 +150,7 @@ class RedisCluster:
         identity = secrets.token_hex(8)
         packed, key = compress(question), self._link.key(f"answers:{identity}")
         fields: dict[Any, Any] = {"id": identity, "question": packed}
-        await self._link.call(
-            lambda redis: redis.xadd(self._questions, fields, maxlen=MAX_QUESTIONS), _is_added
-        )
+        await self._append(self._questions, fields, MAX_QUESTIONS, QUESTIONS_MILLISECONDS)
         answers: list[bytes] = []
         last, end = b"0", time.monotonic() + seconds
         while len(answers) < nodes and (left := end - time.monotonic()) > 0:
@@ -186,8 +185,18 @@ class RedisCluster:
     async def answer(self, identity: str, answer: bytes) -> None:
         key = self._link.key(f"answers:{identity}")
         fields: dict[Any, Any] = {"answer": await asyncio.to_thread(compress, answer)}
-        await self._link.call(lambda redis: redis.xadd(key, fields, maxlen=MAX_ANSWERS), _is_added)
-        await self._link.call(lambda redis: redis.pexpire(key, ANSWER_MILLISECONDS))
+        await self._append(key, fields, MAX_ANSWERS, ANSWER_MILLISECONDS)
+
+    async def _append(self, key: str, fields: dict[Any, Any], most: int, lifetime: int) -> None:
+        """Append an entry to a stream that has at most so many, and expires after a while."""
+
+        async def append(redis: Any) -> Any:
+            pipeline = redis.pipeline(transaction=False)
+            pipeline.xadd(key, fields, maxlen=most)
+            pipeline.pexpire(key, lifetime)
+            return await pipeline.execute()
+
+        await self._link.call(append, _is_added)
 
     async def spend(self, limit: str, quota: Quota, spent: Mapping[str, int]) -> dict[str, float]:
         keys = [self._link.key(f"limit:{limit}:{_digest(client)}") for client in spent]
@@ -243,9 +252,9 @@ def _milliseconds(at: bytes) -> int:
     return int(at.partition(b"-")[0])
 
 
-def _is_added(reply: Any) -> None:
-    """Read the reply of XADD: the id of the entry."""
-    _milliseconds(reply)
+def _is_added(replies: Any) -> None:
+    """Read the replies of XADD, the id of the entry, and of PEXPIRE."""
+    _milliseconds(replies[0])
 
 
 def _digest(client: str) -> str:
