@@ -35,7 +35,7 @@ _NOT_DESCRIBED = re.compile(r'[^ -~]|["\\]')
 
 # The routes of streams: whoever does not get one was refused.
 STREAM_ROUTES = frozenset({"/ws/metrics", "/sse/metrics"})
-_REFUSALS = (BadCredential, Forbidden, Misdirected, CredentialInUrl)
+_REFUSALS = (BadCredential, CredentialInUrl, Forbidden, Misdirected, OverLimit)
 
 
 class Unsupported(RoutecastError):
