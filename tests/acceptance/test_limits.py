@@ -297,6 +297,14 @@ def test_refusals_become_slow_and_good_credentials_do_not(limited: Server) -> No
         connect_sync(limited.ws_url, additional_headers=head)
     assert refused.value.response.status_code == 401
     assert time.monotonic() - began >= 2.0
+    began = time.monotonic()
+    answer = limited.http.post(
+        "/auth/session",
+        json={"credential": "rc_w"},
+        headers={"Origin": limited.url, "X-Forwarded-For": address},
+    )
+    assert answer.status_code == 401
+    assert time.monotonic() - began >= 4.0
     # The same address with a good credential, and another address with a bad one.
     for head, place, expected in ((good, address, 200), (bearer("rc_z"), "198.51.100.10", 401)):
         status, waited = seconds("/routing/metrics", head, place)

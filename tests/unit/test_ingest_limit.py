@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 import pytest
 
@@ -15,11 +16,16 @@ from routecast.core.client_limits import (
     client_name,
     over_quota,
 )
+from routecast.core.sites import Sites
 from routecast.core.token_bucket import Quota
+from routecast.edge.http.decisions import Decisions
 from routecast.edge.problem import respond_error
 from routecast.errors import OverLimit, Unavailable
 from routecast.ports import Cluster
+from routecast.protocol import Receipt
 from routecast.services import ingest_limit
+from routecast.services.decision_batch import DecisionBatch
+from routecast.services.ingest import Ingest
 from routecast.services.ingest_limit import IngestLimit
 
 ANA = client_name(Principal("ana"))
@@ -84,7 +90,7 @@ def test_what_was_refused_for_another_reason_is_given_back() -> None:
     limit = IngestLimit(60, now=StillClock())
     limit.take(ANA, 60)
     limit.give_back(ANA, 60)
-    limit.take(ANA, 60)
+    assert limit.take(ANA, 60)
 
 
 def test_dry_run_counts_and_refuses_nothing() -> None:
@@ -169,3 +175,34 @@ def test_a_client_is_known_by_its_subject_or_its_address() -> None:
     assert client_name(ANYONE, "203.0.113.7") == "address 203.0.113.7"
     assert client_name(Principal("address 203.0.113.7")) != "address 203.0.113.7"
     assert client_name(Principal("ana"), "203.0.113.7") == client_name(Principal("ana"))
+
+
+# -- decisions that cannot be stored ------------------------------------------------------------
+
+
+class FullIngest:
+    """Takes a batch, and later has no room for it; or none from the start."""
+
+    def __init__(self, *, at_once: bool) -> None:
+        self._at_once = at_once
+
+    def accept(self, _: DecisionBatch) -> asyncio.Future[Receipt]:
+        if self._at_once:
+            raise Unavailable("no room")
+        done: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(done.set_exception, Unavailable("no database"))
+        return done
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_cannot_be_stored_is_given_back(at_once: bool) -> None:
+    """Its producer will send it again, as often as needed."""
+    limit = IngestLimit(60, now=StillClock())
+    ingest = cast(Ingest, FullIngest(at_once=at_once))
+    decisions = Decisions(ingest, Sites(), limit=limit)
+    batch = cast(DecisionBatch, type("", (), {"decisions": [None] * 40})())
+    for _ in range(5):
+        with pytest.raises(Unavailable, match=r"^no "):
+            await decisions.accept(batch, ANA)
+        await asyncio.sleep(0)
+    limit.take(ANA, 60)

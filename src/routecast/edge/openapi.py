@@ -169,8 +169,6 @@ def describe(schema: dict[str, Any]) -> None:
                 "description": "`Host` is not a name of this server; see ROUTECAST_ALLOWED_HOSTS.",
                 **PROBLEM,
             }
-            if path == DECISIONS:
-                method["responses"]["429"] = _OVER_LIMIT
             if (scope := SCOPE_OF_ROUTE.get((name.upper(), path))) is not None:
                 _describe_access(method, scope)
 
@@ -184,6 +182,7 @@ def _describe_access(method: dict[str, Any], scope: str) -> None:
     if "403" in responses:
         lacking = f"{responses['403']['description']} Or: {lacking[0].lower()}{lacking[1:]}"
     responses["403"] = {"description": lacking, **PROBLEM}
+    responses["429"] = _OVER_LIMIT
     why = "The credential cannot be verified now; see Retry-After."
     held = responses.get("503", {"description": why, "content": {}})
     responses["503"] = {**held, "content": {**held["content"], **PROBLEM["content"]}}

@@ -56,26 +56,26 @@ class IngestLimit:
             self._modes.hit(ClientLimit.INGEST)
             raise self._error(wait)
 
-    def take(self, client: str, decisions: int) -> None:
-        """Count decisions that a client sent. Raises OverLimit if they are too many.
+    def take(self, client: str, decisions: int) -> bool:
+        """Count decisions that a client sent; return whether they are. Raises OverLimit.
 
         In dry run those that are too many are not counted, so that the hits are about as many as
         refusals would be.
         """
         if not self.is_on:
-            return
+            return False
         now = self._now()
         allowance = self._allowances.of(client, now)
         if wait := allowance.wait_for(decisions, now):
             if self._modes.hit(ClientLimit.INGEST):
                 raise self._error(wait)
-            return
+            return False
         self._spend(client, decisions)
+        return True
 
     def give_back(self, client: str, decisions: int) -> None:
-        """Undo `take`, for decisions that were refused for another reason."""
-        if self.is_on:
-            self._spend(client, -decisions)
+        """Undo `take`, for decisions that were counted and then not stored."""
+        self._spend(client, -decisions)
 
     def _spend(self, client: str, decisions: int) -> None:
         now = self._now()

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -82,11 +83,11 @@ class Decisions:
         async with AsyncExitStack() as stack:
             return await self._accepted(await self._read(scope, receive, stack), client)
 
-    def client_of(self, principal: Principal, address: Callable[[], str | None]) -> str:
+    def client_of(self, principal: Principal, address: Callable[[], str]) -> str:
         """Return what the limit of decisions knows a producer by; "" if there is no limit."""
         if not self.limit.is_on:
             return ""
-        return client_name(principal, "" if principal is not ANYONE else address() or "")
+        return client_name(principal, "" if principal is not ANYONE else address())
 
     async def _read(self, scope: Scope, receive: Receive, stack: AsyncExitStack) -> DecisionBatch:
         """Return the batch of a body; a large one holds `large_batches` until `stack` closes."""
@@ -141,12 +142,21 @@ class Decisions:
         if not self.limit.is_on:
             return self._ingest.accept(batch)
         size = len(batch.decisions)
-        self.limit.take(client, size)
+        is_counted = self.limit.take(client, size)
         try:
-            return self._ingest.accept(batch)
+            done = self._ingest.accept(batch)
         except Unavailable:
-            self.limit.give_back(client, size)
+            if is_counted:
+                self.limit.give_back(client, size)
             raise
+        if is_counted:
+            done.add_done_callback(partial(self._give_back, client, size))
+        return done
+
+    def _give_back(self, client: str, size: int, done: asyncio.Future[Receipt]) -> None:
+        """Give back what decisions took that could not be stored: they will be sent again."""
+        if not done.cancelled() and isinstance(done.exception(), Unavailable):
+            self.limit.give_back(client, size)
 
     async def _accepted(self, batch: DecisionBatch, client: str) -> Receipt:
         try:

@@ -20,6 +20,7 @@ from routecast.edge.http.decisions import DECISIONS, Decisions, is_lines, refusa
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.http.http_protocol import HttpProtocol
 from routecast.edge.http.request_body import SMALL_BODY
+from routecast.edge.proxies import limit_key
 from routecast.errors import RoutecastError, Unavailable
 from routecast.protocol import Receipt
 
@@ -95,7 +96,8 @@ class FastPathHttpProtocol(HttpProtocol):
         request_id = fields.get(REQUEST_ID)
         if request_id is not None:
             request_id = read_request_id(request_id)
-        client = self._decisions.client_of(principal, self._address)
+        decisions = self._decisions
+        client = decisions.client_of(principal, self._address) if decisions.limit.is_on else ""
         self._request = _FastRequest(
             lines=lines, principal=principal, client=client, request_id=request_id
         )
@@ -141,8 +143,10 @@ class FastPathHttpProtocol(HttpProtocol):
             return None
         return principal
 
-    def _address(self) -> str | None:
-        return self._edge.key_of(self.client, self.headers)
+    def _address(self) -> str:
+        """Return the client's address as limits count it, as `limit_key_of` does for ASGI."""
+        known = self._edge.key_of(self.client, self.headers)
+        return known or (limit_key(self.client[0]) if self.client else "")
 
     def on_body(self, body: bytes) -> None:
         if self._request is None:
