@@ -323,6 +323,9 @@ async def test_one_node_answers_for_all(tmp_path: Path, redis_url: str) -> None:
                 only = listed(node, node=names[second])
                 assert {row["client"] for row in only} == {"wall/1", "wall/3", "wall/5"}
                 assert [row["client"] for row in listed(node, search="WALL/4")] == ["wall/4"]
+                assert [row["client"] for row in listed(node, id=rows[5]["id"])] == [
+                    rows[5]["client"]
+                ]
             nowhere = first.http.get(CONNECTIONS, params={"node": "nowhere"}).json()
             assert (nowhere["total"], nowhere["missing"]) == (0, "there is no node 'nowhere'")
         until(lambda: len(listed(first, closed="true")) == 6)
@@ -331,6 +334,7 @@ async def test_one_node_answers_for_all(tmp_path: Path, redis_url: str) -> None:
         assert len(pages_of(second, limit=4, closed="true")) == 6
         assert len(listed(second, closed="true", code=1000)) == 6
         assert not listed(second, closed="true", code=4403)
+        assert len(listed(second, closed="true", id=rows[5]["id"])) == 1
 
 
 def pages_of(server: Server, **query: Any) -> list[str]:

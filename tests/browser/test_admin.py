@@ -375,3 +375,17 @@ def test_the_page_fits_its_window(
     expect(page.get_by_role("dialog")).to_be_visible()
     dialog = "(e) => e.scrollWidth - e.clientWidth"
     assert page.get_by_role("dialog").evaluate(dialog) == 0
+
+
+def test_the_page_leads_operators_to_it(nodes: tuple[Server, Server], tab: Tab) -> None:
+    """Nobody else sees the link."""
+    page = tab.page
+    page.goto(f"{nodes[0].url}/#key={token('read')}")
+    expect(page.locator("#state")).to_have_text("Live")
+    link = page.get_by_role("link", name="Nodes and connections")
+    expect(link).to_be_hidden()
+    page.goto("about:blank")
+    page.goto(f"{nodes[0].url}/#key={token('read', 'admin')}")
+    link.click()
+    expect(page).to_have_url(f"{nodes[0].url}/admin")
+    expect(rows(page, "nodes")).to_have_count(2)

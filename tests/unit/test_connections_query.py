@@ -21,6 +21,7 @@ def test_every_parameter_is_read() -> None:
     query = parse_connections_query("node=a1&search=%20ANN&closed=true&code=4403")
     assert (query.node, query.search, query.code) == ("a1", "ann", 4403)
     assert parse_connections_query("search=").search is None
+    assert parse_connections_query("id=00000000000000a").identity == 10
 
 
 def test_a_place_is_read_as_it_was_written() -> None:
@@ -42,6 +43,7 @@ def test_a_place_is_read_as_it_was_written() -> None:
         ("protocol=ws", "protocol"),
         ("closed=1", "closed"),
         ("code=1000", "code"),
+        ("id=x", "id"),
         ("closed=true&code=999", "code"),
         (f"search={'x' * 101}", "search"),
         ("after=x", "after"),

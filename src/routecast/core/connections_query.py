@@ -4,12 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import Final, NamedTuple, cast, get_args
 
+from routecast.core.connection_ids import read_id
 from routecast.core.view import only, read_parameters
 from routecast.errors import BadParameter
 from routecast.protocol import DEFAULT_PAGE, MAX_PAGE, STREAM_PROTOCOLS, ConnectionOrder
 
 CONNECTION_PARAMETERS: Final = (
-    *("subject", "address", "protocol", "node", "search", "code"),
+    *("id", "subject", "address", "protocol", "node", "search", "code"),
     *("sort", "limit", "after", "closed"),
 )
 _AFTER: Final = re.compile(r"([0-9]{1,19})-([0-9]{1,19})", re.ASCII)
@@ -48,6 +49,7 @@ class ConnectionsQuery:
     node: str | None = None
     search: str | None = None
     code: int | None = None
+    identity: int | None = None
 
     def finds(self, *texts: str) -> bool:
         """Whether one of the texts contains what is searched for."""
@@ -93,7 +95,15 @@ def parse_connections_query(query: bytes | str) -> ConnectionsQuery:
         node=given.get("node"),
         search=search.lower() or None,
         code=_code(given["code"]) if "code" in given else None,
+        identity=_identity(given["id"]) if "id" in given else None,
     )
+
+
+def _identity(text: str) -> int:
+    identity = read_id(text)
+    if identity is None:
+        raise BadParameter("id", "must be the id of a connection")
+    return identity
 
 
 def _code(text: str) -> int:

@@ -60,7 +60,7 @@ export class AdminDetails {
   async refresh() {
     const row = this.#row;
     if (!row || "ended" in row) return;
-    const wanted = { search: row.id, limit: "1" };
+    const wanted = { id: row.id, limit: "1" };
     /** @type {{connections: (OpenConnection | ClosedConnection)[]}} */
     let found = await this.#api.connections(wanted);
     if (found.connections.length === 0) found = await this.#api.connections({ ...wanted, closed: "true" });

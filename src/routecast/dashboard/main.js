@@ -130,6 +130,7 @@ function tick() {
 function showSession() {
   if (session.required) addKeyToCommand(address);
   renderSession(session);
+  part(document, "#operators").hidden = session.required && !session.person?.scopes.includes("admin");
   page.isSignedIn = session.person !== null;
   page.problem = session.problem;
   render();

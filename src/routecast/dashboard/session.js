@@ -21,6 +21,7 @@ const FAILURES = /** @type {Record<string, string>} */ ({
 /**
  * @typedef {Object} Person
  * @property {string} subject
+ * @property {string[]} scopes
  * @property {boolean} renewable
  */
 

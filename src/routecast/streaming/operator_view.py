@@ -131,6 +131,8 @@ class OperatorView:
         """Return how many connections match, and those of the page in order, and one more."""
         total, found = 0, list[_Found]()
         everything = list(self._manager.open_connections())
+        if query.identity is not None:
+            everything = [each for each in everything if each[1] == query.identity]
         if query.sort == "newest":  # so that those of the page are found first
             everything.reverse()
         for first in range(0, len(everything), LOOKED_AT_ONCE):
@@ -237,6 +239,8 @@ def _was_wanted(query: ConnectionsQuery, record: ClosedRecord) -> bool:
     if not query.matches(record.subject, record.address, record.protocol):
         return False
     if query.code is not None and query.code != record.code:
+        return False
+    if query.identity is not None and query.identity != record.identity:
         return False
     return query.search is None or query.finds(
         *(record.subject, record.credential, record.address, record.agent),

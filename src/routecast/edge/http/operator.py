@@ -167,6 +167,7 @@ _CONNECTIONS_QUERY: Final[list[dict[str, Any]]] = [
         "address", "Only connections from this address; of IPv6, from its /64.", type="string"
     ),
     _parameter("protocol", "Only connections of this protocol.", enum=list(STREAM_PROTOCOLS)),
+    _parameter("id", "Only the connection with this id.", type="string"),
     _parameter("node", "Only connections of the node with this name.", type="string"),
     _parameter(
         "search",
