@@ -103,6 +103,7 @@ def test_a_browser_signs_in(server: Server) -> None:
         "scopes": ["read"],
         "projects": ["ours"],
         "renewable": False,
+        "can_sign_out": True,
     }
     field = answer.headers["set-cookie"]
     assert re.fullmatch(

@@ -23,6 +23,7 @@ const FAILURES = /** @type {Record<string, string>} */ ({
  * @property {string} subject
  * @property {string[]} scopes
  * @property {boolean} renewable
+ * @property {boolean} can_sign_out false if a proxy has signed the person in
  */
 
 /**

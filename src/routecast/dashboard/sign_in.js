@@ -37,6 +37,7 @@ export function prepareSignOut(session, onSignedOut) {
 /** @param {Session} session */
 export function renderSession({ person, hasProvider }) {
   part(document, "#person").hidden = person === null;
+  part(document, "#sign-out").hidden = !person?.can_sign_out;
   part(document, "#subject").textContent = person?.subject ?? "";
   part(document, "#provider").hidden = !hasProvider;
 }

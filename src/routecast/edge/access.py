@@ -23,7 +23,8 @@ from starlette.types import Scope as AsgiScope
 
 from routecast.core.access import ANYONE, Principal
 from routecast.core.sites import Sites
-from routecast.edge.proxies import limit_key_of
+from routecast.edge.proxies import Proxies, limit_key_of, remote_of
+from routecast.edge.proxy_sign_in import AssertionIn, NamedIn, ProxySignIn
 from routecast.edge.slow_refusals import SlowRefusals
 from routecast.errors import (
     BadCredential,
@@ -34,6 +35,7 @@ from routecast.errors import (
     Unavailable,
 )
 from routecast.services.authenticator import Authenticator
+from routecast.services.person_rules import PersonRules
 from routecast.services.sessions import Sessions
 from routecast.services.tickets import Tickets
 
@@ -83,13 +85,14 @@ class CookieIn:
 
 
 # What a request proves its client with; a text is a token or an API key.
-Credential = str | TicketIn | CookieIn
+Credential = str | TicketIn | CookieIn | NamedIn | AssertionIn
 
 
 class Access:
     """Tells whose request it is. Without an authenticator, authentication is off.
 
-    Without `tickets` or `sessions` there are none.
+    Without `tickets` or `sessions` there are none. `proxy` and `people` are of those whom a proxy
+    signs in.
     """
 
     def __init__(
@@ -99,12 +102,16 @@ class Access:
         sessions: Sessions | None = None,
         sites: Sites | None = None,
         slow: SlowRefusals | None = None,
+        proxy: ProxySignIn | None = None,
+        people: PersonRules | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._tickets = tickets
         self._sessions = sessions
         self._sites = sites or Sites()
         self.slow = slow or SlowRefusals()
+        self._proxy = proxy or ProxySignIn(Proxies(""))
+        self._people = people
         self._verifying = 0
 
     @property
@@ -130,7 +137,23 @@ class Access:
             return ANYONE
         if isinstance(credential, CookieIn) and self._sessions is not None:
             return self._sessions.recognise(credential.text)
+        if isinstance(credential, NamedIn | AssertionIn) and self._people is not None:
+            return self._recognise_person(credential, self._people, self._authenticator)
         return None
+
+    def _recognise_person(
+        self, said: NamedIn | AssertionIn, people: PersonRules, authenticator: Authenticator
+    ) -> Principal | None:
+        """Return the principal of a person whom a proxy has signed in; None as `recognise`."""
+        if isinstance(said, NamedIn):
+            principal = people.named(said.text, said.groups)
+        else:
+            found = people.assertions.recognise(said.text)
+            if found is None:
+                return None
+            principal = found
+        authenticator.check(principal)
+        return principal
 
     async def authenticate(self, credential: Credential) -> Principal:
         """Return whose credential it is, within VERIFY_SECONDS. Raises BadCredential, Unavailable.
@@ -161,7 +184,9 @@ class Access:
             if self._sessions is None:
                 raise BadCredential("this server has no sessions")
             return await self._sessions.find(credential.text)
-        if self._tickets is None:
+        if isinstance(credential, AssertionIn) and self._people is not None:
+            return await self._people.assertions.authenticate(credential.text)
+        if self._tickets is None or not isinstance(credential, TicketIn):
             raise BadCredential("this server has no tickets")
         principal = await self._tickets.redeem(credential.text, credential.address)
         if principal.session and self._sessions is not None:
@@ -196,46 +221,54 @@ class Access:
             if given is not None:
                 raise BadHead(SEVERAL)
             return TicketIn(ticket, limit_key_of(scope))
-        if given is not None or b"cookie" not in fields:
+        if given is not None:
             return given
-        return self.cookie_in(
-            fields[b"cookie"],
-            _text(fields, b"origin"),
-            _text(fields, b"host"),
-            _text(fields, b"sec-fetch-site"),
+        return self.added_in(
+            fields,
+            remote=remote_of(scope),
             secure=is_secure(scope),
-            must_prove=is_socket or scope["method"] not in _SAFE_METHODS,
+            must_prove=is_socket or scope.get("method", "GET") not in _SAFE_METHODS,
         )
 
-    def cookie_in(
+    def added_in(
         self,
-        cookies: Iterable[bytes],
-        origin: str | None,
-        host: str | None,
-        site: str | None = None,
+        fields: Mapping[bytes, Sequence[bytes]],
         *,
+        remote: str,
         secure: bool,
         must_prove: bool,
-    ) -> CookieIn | None:
-        """Return the session's cookie among the values of `Cookie`, if it counts.
+    ) -> Credential | None:
+        """Return what a proxy says of the client, or else the cookie of its session, if it counts.
 
-        `origin`, `host` and `site` are the fields `Origin`, `Host` and `Sec-Fetch-Site`. With
-        `must_prove`, for upgrades and writes, it raises Forbidden if there is a cookie and the
-        origin is not this server's own. `secure` is whether the client uses TLS.
+        A browser has both sent whoever made the page. So with `must_prove`, for upgrades and
+        writes, it raises Forbidden if the origin is not this server's own. `remote` is the address
+        of the connection, and `secure` whether the client uses TLS.
         """
-        wanted = (SECURE_SESSION_COOKIE if secure else SESSION_COOKIE).encode()
-        text = _find_cookie(cookies, wanted)
-        if text is None or self._sessions is None:
+        found: Credential | None = self._proxy.find(remote, fields)
+        if found is None and self._sessions is not None:
+            wanted = (SECURE_SESSION_COOKIE if secure else SESSION_COOKIE).encode()
+            text = _find_cookie(fields.get(b"cookie", ()), wanted)
+            found = None if text is None else CookieIn(text)
+        if found is None:
             return None
-        is_own = self._sites.is_own_origin(origin, host)
+        origin, site = _field_text(fields, b"origin"), _field_text(fields, b"sec-fetch-site")
+        is_own = self._sites.is_own_origin(origin, _field_text(fields, b"host"))
         if must_prove and not is_own:
             raise Forbidden(
                 "a request with a session's cookie needs an `Origin` of this server: open its page "
                 "by an address in ROUTECAST_ALLOWED_ORIGINS, or send a token or an API key"
+                if isinstance(found, CookieIn)
+                else "a request of a person whom a proxy has signed in needs an `Origin` of this "
+                "server: open its page by an address in ROUTECAST_ALLOWED_ORIGINS"
             )
         if (origin is not None and not is_own) or (site is not None and site not in _OWN_PAGES):
             return None  # of a page of another site
-        return CookieIn(text)
+        return found
+
+    @property
+    def reads_more(self) -> bool:
+        """Whether `added_in` may find something in a request without a cookie."""
+        return self._proxy.is_on
 
 
 def route_path(scope: AsgiScope) -> str:
@@ -368,7 +401,7 @@ def _last(fields: Mapping[bytes, Sequence[bytes]], name: bytes) -> bytes | None:
     return fields[name][-1] if name in fields else None
 
 
-def _text(fields: Mapping[bytes, Sequence[bytes]], name: bytes) -> str | None:
+def _field_text(fields: Mapping[bytes, Sequence[bytes]], name: bytes) -> str | None:
     value = _last(fields, name)
     return None if value is None else value.decode("latin-1")
 

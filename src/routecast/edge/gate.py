@@ -15,7 +15,7 @@ from routecast.core.request_trace import REQUEST_ID, read_request_id, trace_of
 from routecast.core.sites import Sites
 from routecast.edge.header_fields import read_fields
 from routecast.edge.problem import NOSNIFF, respond_error
-from routecast.edge.proxies import Proxies, limit_key_of
+from routecast.edge.proxies import REMOTE, Proxies, limit_key_of
 from routecast.edge.ws.asgi_route import refuse
 from routecast.errors import RoutecastError, Unavailable
 
@@ -89,6 +89,7 @@ class Gate:
         address = self._proxies.client_of(remote, _values(scope, _FORWARDED_FOR))
         if address != remote:
             changed["client"] = (address, 0)
+            changed[REMOTE] = remote
         scheme = self._proxies.scheme_of(remote, _values(scope, _FORWARDED_PROTO))
         if scheme is not None:
             plain = scheme.replace("ws", "http")

@@ -26,6 +26,9 @@ _MAPPED: Final = IPv6Network("::ffff:0:0/96")
 
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
 
+# The member of an ASGI scope that has the address of the connection, if the client has another one.
+REMOTE: Final = "routecast.remote"
+
 Network = IPv4Network | IPv6Network
 
 
@@ -60,6 +63,14 @@ def limit_key(address: str) -> str:
     One customer of a provider has at least a /64 to choose addresses from (RFC 6177).
     """
     return _subnet(address) if ":" in address else address
+
+
+def remote_of(scope: Scope) -> str:
+    """Return the address of the connection, which may be a proxy's."""
+    remote: str | None = scope.get(REMOTE)
+    if remote is not None:
+        return remote
+    return str(scope["client"][0]) if scope.get("client") else ""
 
 
 def limit_key_of(scope: Scope) -> str:
@@ -138,6 +149,10 @@ class Proxies:
             return None
         scheme = forwarded[-1].rpartition(",")[2].strip(" \t").lower()
         return scheme if scheme in _SCHEMES else None
+
+    def is_trusted(self, remote: str) -> bool:
+        """Whether a connection's remote address is that of a trusted proxy."""
+        return self._trusts(read_address(remote) or "")
 
     def _trusts(self, address: str) -> bool:
         return self._trusts_all or self._known(address)

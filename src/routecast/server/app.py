@@ -56,6 +56,7 @@ from routecast.edge.http.tickets import tickets_router
 from routecast.edge.openapi import describe
 from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
 from routecast.edge.proxies import Proxies
+from routecast.edge.proxy_sign_in import ProxySignIn
 from routecast.edge.slow_refusals import SlowRefusals
 from routecast.edge.sse import MetricsEvents
 from routecast.edge.ws.asgi_route import MetricsSocket
@@ -88,6 +89,7 @@ from routecast.services.key_ring import KeyRing
 from routecast.services.live_state import LiveState
 from routecast.services.metrics_reader import MetricsReader
 from routecast.services.node_summary import NodeReporter
+from routecast.services.person_rules import AssertionRules, PersonRules
 from routecast.services.position_poller import PositionPoller
 from routecast.services.presence import ClusterPresence
 from routecast.services.renders import Renders
@@ -134,6 +136,8 @@ WINDOWS_SHARE = 1 / 4
 LOADED_SECONDS = 30.0
 # Between two tries to open a database that could not be reached at the start.
 REOPEN_SECONDS = 1.0
+# Where Cloudflare Access publishes the keys of a team.
+CLOUDFLARE_KEYS = "/cdn-cgi/access/certs"
 # The setting that limits a part of names, if it is not ROUTECAST_MAX_NAMES.
 _LIMITS = {COMBINATION: "ROUTECAST_MAX_SERIES"}
 
@@ -271,11 +275,11 @@ def open_provider(settings: Settings) -> IdentityProvider | None:
     )
 
 
-def group_rules(settings: Settings) -> GroupRules:
+def group_rules(settings: Settings, subject_claim: str | None = None) -> GroupRules:
     """Return what people may do who are signed in by a provider or a proxy."""
     return GroupRules(
         parse_group_rules(settings.group_rules or ""),
-        subject_claim=settings.oidc_subject_claim,
+        subject_claim=subject_claim or settings.oidc_subject_claim,
         groups_claim=settings.oidc_groups_claim,
     )
 
@@ -328,6 +332,8 @@ class Services:
 
     `supervisor.give_up` is called when the application cannot go on; its runner may replace it.
     """
+
+    _assertion_refresh: KeyRefresh | None = None  # without Cloudflare Access there is none
 
     def __init__(self, settings: Settings, engines: Engines) -> None:
         self.engines = engines
@@ -441,10 +447,8 @@ class Services:
         self._records = engines.records or MemoryRecords(engines.clock)
         self.tickets = Tickets(self._records)
         self.sessions = Sessions(self._records, self.authenticator.check, engines.clock)
-        self.access = Access(
-            self.authenticator, self.tickets, self.sessions, self.sites, limits.refusals
-        )
         self.proxies = Proxies(settings.trusted_proxies)
+        self.access = self._build_access(settings, limits.refusals)
         self.admission = AdmissionControl(
             self.manager,
             self.renders,
@@ -481,6 +485,40 @@ class Services:
             proxies=self.proxies,
         )
 
+    def _build_access(self, settings: Settings, refusals: SlowRefusals) -> Access:
+        """Return what tells whose a request is, by all ways to say so."""
+        proxy = ProxySignIn(
+            self.proxies,
+            name_field=settings.auth_header,
+            groups_field=settings.auth_groups_header,
+            cloudflare=settings.cloudflare_team is not None,
+        )
+        return Access(
+            *(self.authenticator, self.tickets, self.sessions, self.sites, refusals),
+            *(proxy, self._person_rules(settings)),
+        )
+
+    def _person_rules(self, settings: Settings) -> PersonRules:
+        """Return who people are whom a proxy has signed in."""
+        verifier = None
+        team = (settings.cloudflare_team or "").rstrip("/")
+        if team:
+            from routecast.adapters.jwks import JwkSet
+            from routecast.adapters.jwt_keys import JwtVerifier
+
+            verifier = JwtVerifier([], JwkSet(f"{team}{CLOUDFLARE_KEYS}").fetch)
+            timers = SystemTimers()
+            self._assertion_refresh = KeyRefresh(verifier, timers, self.supervisor, "cloudflare")
+        claims = ClaimRules(settings.cloudflare_audience, team)
+        assertions = Authenticator(
+            *(verifier, None),
+            AssertionRules(claims, group_rules(settings, subject_claim="email")),
+            self.engines.clock,
+            self._assertion_refresh,
+            signs_in=True,
+        )
+        return PersonRules(group_rules(settings), assertions, self.engines.clock)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Open the engines and run the services; at the end commit what waits and close all."""
@@ -499,6 +537,9 @@ class Services:
                 await stack.enter_async_context(start("redis", engines.redis.run))
             if self._key_refresh is not None:
                 await stack.enter_async_context(start(KEY_SERVICE, self._key_refresh.run))
+            if self._assertion_refresh is not None:
+                refresh = self._assertion_refresh
+                await stack.enter_async_context(start(refresh.service, refresh.run))
             if self.key_ring is not None:
                 with suppress(Unavailable):  # known before the first request, if possible
                     await self.key_ring.refresh()

@@ -131,6 +131,27 @@ class Settings(BaseSettings):
     oidc_groups_claim: str = Field(
         "groups", min_length=1, description="Claim with the groups of a person."
     )
+    auth_header: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9-]*$",
+        description="Field in which a trusted proxy names the person whom it has signed in, such "
+        "as X-Forwarded-User of oauth2-proxy. The proxy must remove it from what clients send.",
+    )
+    auth_groups_header: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9-]*$",
+        description="Field with the groups of that person, separated by commas, such as "
+        "X-Forwarded-Groups.",
+    )
+    cloudflare_team: str | None = Field(
+        None,
+        description="Address of your team at Cloudflare Access, such as "
+        "https://corp.cloudflareaccess.com, whose signed field `Cf-Access-Jwt-Assertion` names "
+        "people by their email.",
+    )
+    cloudflare_audience: str = Field(
+        "", description="Audience tag (AUD) of the application at Cloudflare Access."
+    )
     group_rules: str | None = Field(
         None,
         description="What people may do who are signed in by a provider or a proxy: the first rule "
@@ -330,6 +351,13 @@ class Settings(BaseSettings):
             raise ValueError("band_medium must not be over band_high")
         if self.oidc_issuer is not None and not self.oidc_client_id:
             raise ValueError("oidc_issuer needs ROUTECAST_OIDC_CLIENT_ID")
+        if self.cloudflare_team is not None and not self.cloudflare_audience:
+            raise ValueError("cloudflare_team needs ROUTECAST_CLOUDFLARE_AUDIENCE")
+        if self.auth_header and "*" in self.trusted_proxies:
+            raise ValueError(
+                "auth_header: with ROUTECAST_TRUSTED_PROXIES=* anyone could say who they are; "
+                "list the addresses of the proxies"
+            )
         if self.signs_in and self.group_rules is None:
             raise ValueError("people who sign in may do nothing without ROUTECAST_GROUP_RULES")
         if self.role == "stream" and not self.redis_url:
@@ -367,7 +395,11 @@ class Settings(BaseSettings):
     @property
     def signs_in(self) -> bool:
         """Whether a provider or a proxy signs people in, which turns authentication on."""
-        return self.oidc_issuer is not None
+        return (
+            self.oidc_issuer is not None
+            or bool(self.auth_header)
+            or self.cloudflare_team is not None
+        )
 
     def require_safe(self) -> None:
         """Raise BadSettings if other machines could read and write without authentication.

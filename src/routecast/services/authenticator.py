@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Final, Protocol
 
 from routecast.core.access import ANYONE, Principal
-from routecast.core.claims import MAX_TOKEN, ClaimRules
+from routecast.core.claims import MAX_TOKEN
 from routecast.core.keys import KEY_PREFIX
 from routecast.errors import BadCredential, Unavailable
 from routecast.ports import Clock, TokenVerifier
@@ -22,6 +22,14 @@ MAX_VERIFIED: Final = 4_096
 # Whether a principal's credential is revoked.
 IsRevoked = Callable[[Principal], bool]
 OnRevoked = Callable[[IsRevoked], object]
+
+
+class ClaimReader(Protocol):
+    """Tells whom a token's claims describe (`core.claims.ClaimRules`)."""
+
+    def read(self, payload: bytes, now: float) -> Principal:
+        """Return the principal. Raises BadCredential; Forbidden if it may do nothing here."""
+        ...
 
 
 class KnownKeys(Protocol):
@@ -68,7 +76,7 @@ class Authenticator:
         self,
         tokens: TokenVerifier | None,
         keys: KnownKeys | None,
-        rules: ClaimRules,
+        rules: ClaimReader,
         clock: Clock,
         refresh: KeyRefresh | None = None,
         *,

@@ -37,10 +37,17 @@ class KeyRefresh:
     `followers` are called when a fetch brought other keys than the one before.
     """
 
-    def __init__(self, tokens: TokenVerifier, timers: Timers, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        tokens: TokenVerifier,
+        timers: Timers,
+        supervisor: Supervisor,
+        service: str = KEY_SERVICE,
+    ) -> None:
         self._tokens = tokens
         self._timers = timers
         self._supervisor = supervisor
+        self.service = service
         self.followers: list[Callable[[], object]] = []
         self._wanted = asyncio.Event()
         self._began: float | None = None
@@ -83,10 +90,10 @@ class KeyRefresh:
             try:
                 await self._fetch()
             except Unavailable as error:
-                self._supervisor.failed(KEY_SERVICE, error)
+                self._supervisor.failed(self.service, error)
                 pause = backoff.next()
             else:
-                self._supervisor.works(KEY_SERVICE)
+                self._supervisor.works(self.service)
                 backoff.reset()
                 pause = KEY_REFRESH_SECONDS
             with suppress(TimeoutError):

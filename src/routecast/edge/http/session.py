@@ -54,9 +54,13 @@ _PERSON: Final[dict[str, Any]] = {
             "anyOf": [{"type": "number"}, {"type": "null"}],
             "description": "Seconds until the session ends.",
         },
+        "can_sign_out": {
+            "type": "boolean",
+            "description": "Whether there is a session; a proxy may have signed the person in.",
+        },
         "renewable": {"type": "boolean", "description": "Whether `POST` without a body renews it."},
     },
-    "required": ["subject", "scopes", "projects", "expires_in", "renewable"],
+    "required": ["subject", "scopes", "projects", "expires_in", "renewable", "can_sign_out"],
 }
 _STATE: Final[dict[str, Any]] = {
     "type": "object",
@@ -228,6 +232,7 @@ def _person(principal: Principal) -> dict[str, Any]:
         "projects": None if principal.projects is None else sorted(principal.projects),
         "expires_in": left,
         "renewable": bool(principal.session) and principal.is_key,
+        "can_sign_out": bool(principal.session),
     }
 
 

@@ -501,16 +501,15 @@ class WebSocketConnection(asyncio.Protocol):
             path, _, query = request.target.partition(b"?")
             request.target = path + b"?" + without_ticket(query)
             return TicketIn(ticket, self.client)
-        if given is not None or b"cookie" not in request:
+        access = self._edge.admission.access
+        if given is not None or not (b"cookie" in request or access.reads_more):
             return given
+        fields: dict[bytes, list[bytes]] = {}
+        for name, value in request.fields:
+            fields.setdefault(name, []).append(value)
         forwarded = request.get_all(b"x-forwarded-proto")
-        return self._edge.admission.access.cookie_in(
-            [value.encode("latin-1") for value in request.get_all(b"cookie")],
-            request.get(b"origin"),
-            request.get(b"host"),
-            secure=self._edge.proxies.scheme_of(remote, forwarded) in ("https", "wss"),
-            must_prove=True,
-        )
+        secure = self._edge.proxies.scheme_of(remote, forwarded) in ("https", "wss")
+        return access.added_in(fields, remote=remote, secure=secure, must_prove=True)
 
     def _admit(
         self, request: UpgradeRequest, principal: Principal, agreed: Agreement
