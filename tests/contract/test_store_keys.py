@@ -83,15 +83,21 @@ async def test_all_that_is_stored_comes_back(connect: Connect) -> None:
     await again.close()
 
 
-async def test_only_the_end_of_a_key_changes(store: Database) -> None:
-    """What it allows cannot change, and its last use is noted by other means."""
+async def test_only_the_end_and_the_projects_of_a_key_change(store: Database) -> None:
+    """Its name and scopes cannot change, and its last use is noted by other means."""
     await store.change_access(put(an_api_key(1), an_api_key(2)))
     await store.note_use({an_api_key(1).id: NOW})
     other = replace(FULL, id=an_api_key(1).id, last_used=None)
     await store.change_access(put(other))
-    changed = replace(an_api_key(1), expires=FULL.expires, revoked=FULL.revoked, last_used=NOW)
+    changed = replace(
+        an_api_key(1),
+        projects=FULL.projects,
+        expires=FULL.expires,
+        revoked=FULL.revoked,
+        last_used=NOW,
+    )
     assert await stored(store) == ([changed, an_api_key(2)], [])
-    await store.change_access(put(replace(changed, expires=None, revoked=None)))
+    await store.change_access(put(replace(changed, projects=None, expires=None, revoked=None)))
     assert await stored(store) == ([an_api_key(1, last_used=NOW), an_api_key(2)], [])
 
 
