@@ -1,0 +1,198 @@
+"""Sessions: what a node knows of them, and what it does while it cannot look them up."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from routecast.adapters.records.memory import RECORD_OVERHEAD, MemoryRecords
+from routecast.core.access import Principal, Scope
+from routecast.core.stand_ins import SESSION_SECONDS, pack_principal, record_name
+from routecast.errors import BadCredential, Unavailable
+from routecast.services import sessions as module
+from routecast.services.sessions import Sessions
+from tests.support.clock import HeldClock
+
+ANN = Principal("ann", frozenset({Scope.READ}), frozenset({"a"}), credential="1", issued=1.5)
+
+
+class BreakableRecords(MemoryRecords):
+    """Records that can be out of reach."""
+
+    is_down = False
+
+    async def get(self, names: Sequence[str]) -> list[bytes | None]:
+        self._require_up()
+        return await super().get(names)
+
+    async def version(self) -> str:
+        self._require_up()
+        return await super().version()
+
+    async def delete(self, name: str) -> None:
+        self._require_up()
+        await super().delete(name)
+
+    def _require_up(self) -> None:
+        if self.is_down:
+            raise Unavailable("no answer in time")
+
+
+class Node:
+    """The sessions of one node, and those that it has told to be ended."""
+
+    def __init__(self, records: MemoryRecords, clock: HeldClock) -> None:
+        self.revoked: set[str] = set()
+        self.sessions = Sessions(records, self._check, clock)
+        self.told: list[Callable[[Principal], bool]] = []
+        self.sessions.followers.append(self.told.append)
+
+    def _check(self, principal: Principal) -> None:
+        if principal.credential in self.revoked:
+            raise BadCredential("revoked")
+
+    def ended(self, principal: Principal) -> bool:
+        """Whether the streams of a session were closed."""
+        return any(is_ended(principal) for is_ended in self.told)
+
+
+@pytest.fixture
+def clock() -> HeldClock:
+    return HeldClock()
+
+
+@pytest.fixture
+def records(clock: HeldClock) -> BreakableRecords:
+    return BreakableRecords(clock)
+
+
+def node(records: MemoryRecords, clock: HeldClock) -> Node:
+    return Node(records, clock)
+
+
+async def test_a_session_stands_for_its_principal(
+    records: BreakableRecords, clock: HeldClock
+) -> None:
+    """On any node; where it was started, at once. Streams of one session share one object."""
+    first, second = node(records, clock), node(records, clock)
+    text, ours = await first.sessions.start(ANN)
+    now = clock.now() / 1e6
+    assert ours == replace(ANN, expires=now + SESSION_SECONDS, session=ours.session)
+    assert first.sessions.recognise(text) is ours
+    assert second.sessions.recognise(text) is None
+    assert await second.sessions.find(text) == ours
+    assert second.sessions.recognise(text) is await second.sessions.find(text)
+    assert text not in ours.session
+
+
+async def test_a_session_ends_with_its_token(records: BreakableRecords, clock: HeldClock) -> None:
+    """And not with a key, whose end is looked up each time."""
+    soon = clock.now() / 1e6 + 60
+    _, of_token = await node(records, clock).sessions.start(replace(ANN, expires=soon))
+    assert of_token.expires == soon
+    _, of_key = await node(records, clock).sessions.start(replace(ANN, expires=soon, is_key=True))
+    assert of_key.expires == clock.now() / 1e6 + SESSION_SECONDS
+    with pytest.raises(BadCredential):
+        await node(records, clock).sessions.start(replace(ANN, expires=soon - 61))
+
+
+async def test_a_session_that_another_node_has_ended(
+    records: BreakableRecords, clock: HeldClock
+) -> None:
+    """Is noticed at the next look; others go on."""
+    first, second = node(records, clock), node(records, clock)
+    text, ours = await first.sessions.start(ANN)
+    kept_text, kept = await first.sessions.start(ANN)
+    await second.sessions.find(text)
+    await second.sessions.find(kept_text)
+    await second.sessions.refresh()
+    await first.sessions.end(ours)
+    assert first.ended(ours)
+    assert second.sessions.recognise(text)
+    await second.sessions.refresh()
+    assert second.ended(ours)
+    assert not second.ended(kept)
+    assert second.sessions.recognise(kept_text)
+    with pytest.raises(BadCredential):
+        await second.sessions.find(text)
+
+
+async def test_known_sessions_hold_while_nothing_can_be_looked_up(
+    records: BreakableRecords, clock: HeldClock
+) -> None:
+    """Unknown ones are unavailable, and nobody is told that a session has ended."""
+    first, second = node(records, clock), node(records, clock)
+    text, ours = await first.sessions.start(ANN)
+    records.is_down = True
+    with pytest.raises(Unavailable):
+        await first.sessions.refresh()
+    assert first.sessions.failing
+    assert first.sessions.recognise(text) is ours
+    with pytest.raises(Unavailable):
+        await second.sessions.find(text)
+    with pytest.raises(Unavailable):
+        await first.sessions.end(ours)
+    assert not first.told
+    assert first.sessions.recognise(text) is ours
+    records.is_down = False
+    await first.sessions.refresh()
+    assert first.sessions.failing is None
+
+
+async def test_a_revoked_credential_ends_the_session(
+    records: BreakableRecords, clock: HeldClock
+) -> None:
+    """At its next use."""
+    one = node(records, clock)
+    text, _ = await one.sessions.start(ANN)
+    one.revoked.add("1")
+    with pytest.raises(BadCredential):
+        one.sessions.recognise(text)
+    with pytest.raises(BadCredential):
+        await node(records, clock).sessions.find("x")
+
+
+async def test_a_node_remembers_a_bounded_number(
+    records: BreakableRecords, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The streams of one that it forgets are closed: nobody would notice its end."""
+    monkeypatch.setattr(module, "MAX_KNOWN_SESSIONS", 2)
+    one = node(records, clock)
+    started = [await one.sessions.start(ANN) for _ in range(3)]
+    assert [one.ended(ours) for _, ours in started] == [True, False, False]
+    assert await one.sessions.find(started[0][0])  # it has not ended
+
+
+@pytest.mark.parametrize(
+    "packed", [b"", b"x", b"[]", b'[{"subject":5},""]', pack_principal(ANN), b"\xff"]
+)
+async def test_a_record_that_is_no_session_is_refused(
+    records: BreakableRecords, clock: HeldClock, packed: bytes
+) -> None:
+    """Any program may have written it; one of another kind is none, either."""
+    await records.put(record_name("session", "text"), packed, 60)
+    with pytest.raises(BadCredential):
+        await node(records, clock).sessions.find("text")
+
+
+@pytest.mark.parametrize("text", ["x" * 101, "ü", "x" * 100_000])
+async def test_a_text_that_is_no_session_is_refused(
+    records: BreakableRecords, clock: HeldClock, text: str
+) -> None:
+    """Before anything is looked up."""
+    records.is_down = True
+    with pytest.raises(BadCredential):
+        await node(records, clock).sessions.find(text)
+
+
+async def test_records_of_a_process_have_a_limit(clock: HeldClock) -> None:
+    """Those that have ended make room."""
+    records: Any = MemoryRecords(clock, max_bytes=2 * (RECORD_OVERHEAD + 2))
+    await records.put("a", b"1", 60)
+    await records.put("b", b"1", 120)
+    with pytest.raises(Unavailable):
+        await records.put("c", b"1", 60)
+    clock.moment += 61_000_000
+    await records.put("c", b"1", 60)
+    assert await records.get(["a", "b", "c"]) == [None, b"1", b"1"]
