@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
+from benchmarks.authentication import authenticated, operator, projects, refused, tokens
 from benchmarks.cases import Absent, Broken
 from benchmarks.cluster import cluster
 from benchmarks.fanout import fanout, twins
@@ -40,6 +41,11 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "peers": peers,
     "recorder": recorder,
     "handshakes": handshakes,
+    "tokens": tokens,
+    "authenticated": authenticated,
+    "refused": refused,
+    "operator": operator,
+    "projects": projects,
     "stalled": stalled,
     "idle": idle,
     "pages": pages,
@@ -50,7 +56,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
 
 
 def _arguments() -> argparse.Namespace:
-    listed = "\n".join(f"  {name:<10} {run.__doc__}" for name, run in BENCHMARKS.items())
+    listed = "\n".join(f"  {name:<13} {run.__doc__}" for name, run in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure Routecast beside a floor, in pairs of runs. A ratio says something\n"

@@ -38,11 +38,14 @@ _HERE: Final = Path(__file__).parent
 
 
 @contextmanager
-def routecast(stage: Stage, interval: float) -> Iterator[Running]:
+def routecast(
+    stage: Stage, interval: float, settings: Mapping[str, str] | None = None
+) -> Iterator[Running]:
     """Run `routecast serve`; its ticks depend on when clients connect."""
     port = free_port()
     command = serve(stage.database, port, "--interval", str(interval))
-    with running(command, port, "/ready", environment=ROOM, core=SERVER_CORE) as server:
+    environment = {**ROOM, **(settings or {})}
+    with running(command, port, "/ready", environment=environment, core=SERVER_CORE) as server:
         yield server
 
 

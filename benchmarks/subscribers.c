@@ -1,14 +1,17 @@
 /* Subscribers: many WebSocket clients in one process that costs little.
 
-   Usage: subscribers PORT PATH COUNT IN_FLIGHT BEHAVIOUR [SUBPROTOCOL MESSAGES]
+   Usage: subscribers [-c CREDENTIALS] PORT PATH COUNT IN_FLIGHT BEHAVIOUR
+                      [SUBPROTOCOL MESSAGES [EXTENSIONS]]
    COUNT connections are opened, IN_FLIGHT of them at a time. BEHAVIOUR is one of
      listen  stay, and read
      stall   stay, and never read
      cycle   leave with a close frame after the first message
+     knock   be refused: COUNT connections are opened each second, until the end
 
+   With CREDENTIALS, each asks with a line of that file as its bearer token, another one by turns.
    With a SUBPROTOCOL, each says one line of the file MESSAGES once it is in, another one by turns.
 
-   When all are in (or, of a cycle, out), prints a report. Then each line on standard input asks
+   When all are in (or, of a cycle, out; or, of a knock, at once), prints a report. Then each line on standard input asks
    for another one, about the time since the last. Ends with standard input.
 
    A report is a line of JSON. `lags` are in microseconds, from the time a text frame says it was
@@ -38,10 +41,12 @@ enum {
     STALLED_BUFFER = 2048, /* what the kernel takes in for one that does not read */
     MAX_MESSAGES = 1024,
     MESSAGE = 1024,        /* bytes of one */
+    MAX_CREDENTIALS = 8192,
+    CREDENTIAL = 1024,     /* bytes of one */
     STAMP = 32,            /* 2026-01-31T12:34:56.789123+00:00 */
 };
 enum state { NEW, ASKING, OPEN, LEAVING };
-enum behaviour { LISTEN, STALL, CYCLE };
+enum behaviour { LISTEN, STALL, CYCLE, KNOCK };
 
 static const char KEY[] = "dGhlIHNhbXBsZSBub25jZQ==", ACCEPT[] = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
@@ -58,6 +63,9 @@ static struct tick {
 static int epoll, port, wanted, in_flight;
 static enum behaviour behaviour;
 static char request[1024], buffer[BUFFER];
+static char credentials[MAX_CREDENTIALS][CREDENTIAL];
+static int credential_count, shown;
+static int answered; /* a knock that ends was answered by 401 */
 static char messages[MAX_MESSAGES][MESSAGE];
 static int message_count, said;
 static int started, pending, joined, open_now, refused, lost, done;
@@ -154,6 +162,7 @@ static void end(int fd) {
     struct connection *connection = connections + fd;
     if (connection->state == OPEN) lost++, open_now--;
     else if (connection->state == LEAVING) done++, pending--;
+    else if (behaviour == KNOCK && !answered) lost++, pending--;
     else refused++, pending--;
     free(connection->kept);
     memset(connection, 0, sizeof *connection);
@@ -174,6 +183,17 @@ static void say(int fd) {
     out[2] = size >> 8, out[3] = size;
     memcpy(out + 8, text, size);
     send(fd, out, 8 + size, MSG_NOSIGNAL);
+}
+
+/* Ask for the upgrade, with the next credential if there are any. */
+static void ask(int fd) {
+    char out[sizeof request + CREDENTIAL + 64];
+    int size = snprintf(out, sizeof out, "%s", request);
+    if (credential_count)
+        size += snprintf(out + size, sizeof out - size, "Authorization: Bearer %s\r\n",
+                         credentials[shown++ % credential_count]);
+    size += snprintf(out + size, sizeof out - size, "\r\n");
+    send(fd, out, size, MSG_NOSIGNAL);
 }
 
 static void leave(int fd) {
@@ -230,7 +250,13 @@ static void hear(int fd) {
     size += had;
     if (connection->state == ASKING) {
         ssize_t head = shaken(fd, buffer, size);
-        if (head < 0) return end(fd);
+        if (head < 0) {
+            /* What a knock measures is a refusal for its credential, and not, say, a 503. */
+            answered = !memcmp(buffer, "HTTP/1.1 401", 12);
+            end(fd);
+            answered = 0;
+            return;
+        }
         used = head;
         if (used && behaviour == STALL) return watch(fd, EPOLL_CTL_MOD, 0);
     }
@@ -251,7 +277,7 @@ static void handle(int fd, int events) {
     } else {
         connections[fd].state = ASKING;
         watch(fd, EPOLL_CTL_MOD, EPOLLIN);
-        send(fd, request, strlen(request), MSG_NOSIGNAL);
+        ask(fd);
     }
 }
 
@@ -261,7 +287,10 @@ static void set_up(char **argv) {
     port = atoi(argv[1]);
     wanted = atoi(argv[3]);
     in_flight = atoi(argv[4]);
-    behaviour = !strcmp(argv[5], "stall") ? STALL : !strcmp(argv[5], "cycle") ? CYCLE : LISTEN;
+    behaviour = !strcmp(argv[5], "stall")   ? STALL
+                : !strcmp(argv[5], "cycle") ? CYCLE
+                : !strcmp(argv[5], "knock") ? KNOCK
+                                            : LISTEN;
     size_t size = snprintf(request, sizeof request,
                            "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
                            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -273,7 +302,6 @@ static void set_up(char **argv) {
     if (argv[6] && argv[8])
         size += snprintf(request + size, sizeof request - size, "Sec-WebSocket-Extensions: %s\r\n",
                          argv[8]);
-    snprintf(request + size, sizeof request - size, "\r\n");
 }
 
 static void read_messages(const char *path) {
@@ -284,23 +312,42 @@ static void read_messages(const char *path) {
     fclose(file);
 }
 
+static void read_credentials(const char *path) {
+    FILE *file = fopen(path, "r");
+    if (!file) perror(path), exit(1);
+    while (credential_count < MAX_CREDENTIALS && fgets(credentials[credential_count], CREDENTIAL, file))
+        credentials[credential_count][strcspn(credentials[credential_count], "\n")] = 0,
+        credential_count++;
+    fclose(file);
+}
+
+/* Returns how many connections should have been opened by now. */
+static int due(int64_t began) {
+    return behaviour == KNOCK ? (now_us(CLOCK_MONOTONIC) - began) * wanted / 1000000 : wanted;
+}
+
 int main(int argc, char **argv) {
+    for (int option; (option = getopt(argc, argv, "+c:")) != -1;)
+        if (option == 'c') read_credentials(optarg);
+        else return 2;
+    argc -= optind - 1, argv += optind - 1;
     if (argc != 6 && argc != 8 && argc != 9)
-        return fprintf(stderr, "usage: subscribers PORT PATH COUNT IN_FLIGHT BEHAVIOUR "
-                               "[SUBPROTOCOL MESSAGES [EXTENSIONS]]\n"), 2;
+        return fprintf(stderr, "usage: subscribers [-c CREDENTIALS] PORT PATH COUNT IN_FLIGHT "
+                               "BEHAVIOUR [SUBPROTOCOL MESSAGES [EXTENSIONS]]\n"), 2;
     set_up(argv);
     if (argc >= 8) read_messages(argv[7]);
     epoll = epoll_create1(0);
     watch(STDIN_FILENO, EPOLL_CTL_ADD, EPOLLIN);
     reset();
     int reported = 0;
+    int64_t began = now_us(CLOCK_MONOTONIC);
     for (struct epoll_event events[EVENTS];;) {
-        while (started < wanted && pending < in_flight) start();
-        if (!reported && started == wanted && !pending) {
+        while (started < due(began) && pending < in_flight) start();
+        if (!reported && (behaviour == KNOCK || (started == wanted && !pending))) {
             report();
             reported = 1;
         }
-        int ready = epoll_wait(epoll, events, EVENTS, -1);
+        int ready = epoll_wait(epoll, events, EVENTS, behaviour == KNOCK ? 1 : -1);
         for (int i = 0; i < ready; i++) {
             char asked;
             if (events[i].data.fd != STDIN_FILENO) handle(events[i].data.fd, events[i].events);

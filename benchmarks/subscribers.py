@@ -26,6 +26,7 @@ class Behaviour(StrEnum):
     LISTEN = "listen"
     STALL = "stall"  # never read
     CYCLE = "cycle"  # leave after the first message; another client then connects
+    KNOCK = "knock"  # be refused by 401: `count` clients a second, until the end
 
 
 class Heard(msgspec.Struct):
@@ -69,17 +70,21 @@ class Subscribers:
         subprotocol: str | None = None,
         messages: Path | None = None,
         extensions: str | None = None,
+        credentials: Path | None = None,
     ) -> None:
         """Start the clients.
 
         With a subprotocol, each client first sends a line of the file `messages`, in turns. It may
-        also offer `extensions`; compressed messages are counted, but not read.
+        also offer `extensions`; compressed messages are counted, but not read. Each asks with a
+        line of the file `credentials`, in turns, if there is one.
         """
         options = [str(port), path, str(count), str(in_flight), behaviour]
         if subprotocol is not None:
             options += [subprotocol, str(messages)]
             if extensions is not None:
                 options.append(extensions)
+        if credentials is not None:
+            options = ["-c", str(credentials), *options]
         self._count = count
         self._process = subprocess.Popen(
             [str(stage.subscribers), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -101,6 +106,10 @@ class Subscribers:
         if heard.joined < self._count:
             raise Broken(f"only {heard.joined:,} of {self._count:,} clients were let in")
         return heard
+
+    def started(self) -> None:
+        """Wait until the process of clients that are to be refused runs."""
+        self._read(JOIN_SECONDS)
 
     def listen(self, seconds: float) -> Heard:
         """Wait for `seconds`; return what was received in them."""
