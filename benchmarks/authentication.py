@@ -38,7 +38,7 @@ NEWCOMERS: Final = 5_000
 
 REFUSED_A_SECOND: Final = 1_000
 # Different tokens of another issuer: each signature must be verified before it is refused.
-FORGED: Final = 1_000
+FORGED: Final = 100
 # More than are refused while one tick is sent.
 REFUSED_IN_FLIGHT: Final = 1_000
 
