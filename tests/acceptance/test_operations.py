@@ -46,7 +46,7 @@ def test_health_and_readiness(server: Server) -> None:
     services = found.pop("services")
     assert set(services) == {
         *("retention", "summaries", "bus", "live", "ingest", "renders", "channels"),
-        *("histories", "keys"),
+        *("histories", "keys", "sessions"),
     }
     for state in services.values():
         assert state == {"status": "ok", "failures": 0, "restarts": 0, "last_error": ""}

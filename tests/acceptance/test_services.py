@@ -29,7 +29,7 @@ Run = Callable[[], Coroutine[Any, Any, None]]
 
 SERVICES = (
     *("redis", "retention", "summaries", "bus", "live", "ingest", "census", "renders"),
-    *("channels", "histories", "keys", "operator"),
+    *("channels", "histories", "keys", "operator", "sessions"),
 )
 # Parts that run in tasks of their own: who has them, and under which name.
 PARTS = {

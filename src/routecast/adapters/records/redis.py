@@ -1,23 +1,32 @@
 """The temporary records that nodes share: keys in Redis that expire."""
 
+import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from routecast.adapters.redis_client import RedisLink, is_done
 
-# Scripts, because they take one step on every version of Redis.
-_TAKE_RECORD: Final = """
-local held = redis.call('GET', KEYS[1])
-redis.call('DEL', KEYS[1])
-return {'record', held}
-"""
+# Scripts, because they take one step. A record is a hash with one field, so that Redis must allow
+# no other commands than for the rest.
 _PUT_RECORD: Final = """
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('HSET', KEYS[1], 'record', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
+"""
+_GET_RECORDS: Final = """
+local found = {'records'}
+for i = 1, #KEYS do found[i + 1] = redis.call('HMGET', KEYS[i], 'record')[1] end
+return found
+"""
+_TAKE_RECORD: Final = """
+local held = redis.call('HMGET', KEYS[1], 'record')[1]
+redis.call('DEL', KEYS[1])
+return {'records', held}
 """
 _DELETE_RECORD: Final = """
 redis.call('DEL', KEYS[1])
-redis.call('INCR', KEYS[2])
+redis.call('HSET', KEYS[2], 'record', ARGV[1])
 return 1
 """
 
@@ -37,23 +46,24 @@ class RedisRecords:
         if not names:
             return []
         keys = [self._key(name) for name in names]
-        return await self._link.call(
-            lambda redis: redis.mget(keys), lambda reply: _records(reply, len(keys))
-        )
+        return await self._call(_GET_RECORDS, keys)
 
     async def take(self, name: str) -> bytes | None:
-        key = self._key(name)
-        return await self._link.call(lambda redis: redis.eval(_TAKE_RECORD, 1, key), _taken)
+        (record,) = await self._call(_TAKE_RECORD, [self._key(name)])
+        return record
 
     async def delete(self, name: str) -> None:
-        keys = (self._key(name), self._version)
-        await self._link.call(lambda redis: redis.eval(_DELETE_RECORD, 2, *keys), is_done)
+        args = (self._key(name), self._version, secrets.token_hex(8))
+        await self._link.call(lambda redis: redis.eval(_DELETE_RECORD, 2, *args), is_done)
 
     async def version(self) -> str:
-        (version,) = await self._link.call(
-            lambda redis: redis.mget([self._version]), lambda reply: _records(reply, 1)
-        )
+        (version,) = await self._call(_GET_RECORDS, [self._version])
         return "" if version is None else version.decode("latin-1")
+
+    async def _call(self, script: str, keys: Sequence[str]) -> list[bytes | None]:
+        return await self._link.call(
+            lambda redis: redis.eval(script, len(keys), *keys), partial(_records, len(keys))
+        )
 
     async def close(self) -> None:
         await self._link.close()
@@ -62,19 +72,11 @@ class RedisRecords:
         return self._link.key(f"record:{name}")
 
 
-def _records(reply: Any, count: int) -> list[bytes | None]:
-    """Read the reply of MGET."""
-    if not isinstance(reply, list) or len(reply) != count:
-        raise ValueError("the reply has not as many values as there are keys")
-    if not all(value is None or isinstance(value, bytes) for value in reply):
-        raise ValueError("the values are not in the form that Redis sends")
-    return reply
-
-
-def _taken(reply: Any) -> bytes | None:
-    """Read the reply of the script `_TAKE_RECORD`, whose first word only that script returns."""
-    word, *rest = reply
-    record = rest[0] if rest else None  # a missing key ends the array
-    if word != b"record" or not (record is None or isinstance(record, bytes)):
-        raise ValueError("the record is not in the form that the script returns")
-    return record
+def _records(count: int, reply: Any) -> list[bytes | None]:
+    """Read the reply of a script that returns records, after a word that only it returns."""
+    word, *records = reply
+    if word != b"records" or len(records) != count:
+        raise ValueError("the records are not in the form that the script returns")
+    if not all(record is None or isinstance(record, bytes) for record in records):
+        raise ValueError("the records are not in the form that the script returns")
+    return records
