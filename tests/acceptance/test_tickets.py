@@ -17,7 +17,7 @@ from tests.support.raw import RawConnection, upgrade_request
 from tests.support.redis import RedisServer
 from tests.support.server import EDGES, Edge, Server
 
-ELSEWHERE: Final = {"X-Forwarded-For": "203.0.113.9"}
+ELSEWHERE: Final = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
 
 
 @pytest.fixture(scope="module", params=EDGES)

@@ -327,8 +327,8 @@ def test_hosts_and_origins_are_normalised() -> None:
         ("https://a.pages.example", "routecast.example", True),
         ("http://127.0.0.1:8000", "127.0.0.1:8000", True),
         ("http://routecast.example:8000", "routecast.example:8000", True),
-        ("https://routecast.example", "routecast.example", True),
-        ("https://routecast.example", "routecast.example:443", True),
+        ("https://routecast.example", "routecast.example", False),
+        ("https://routecast.example", "routecast.example:443", False),
         ("http://127.0.0.1:3000", "127.0.0.1:8000", False),
         ("http://localhost:8000", "127.0.0.1:8000", False),
         ("http://localhost:3000", "localhost:8000", False),
@@ -353,3 +353,14 @@ def test_with_authentication_only_listed_and_own_pages_are_allowed(
     assert sites.is_allowed_origin(None, host)
     is_on = False  # the rules without authentication are others, and remembered apart
     assert sites.is_allowed_origin("http://localhost:3000", "localhost:8000")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_with_authentication_the_scheme_of_own_pages_counts(scheme: str) -> None:
+    """On a network, anyone can make a page of the same host over plain HTTP."""
+    sites = Sites((), {"routecast.example"}, lambda: True)
+    for page in ("http", "https"):
+        for host in ("routecast.example", f"routecast.example:{80 if page == 'http' else 443}"):
+            given = f"{page}://routecast.example", host, scheme
+            assert sites.is_allowed_origin(*given) is sites.is_own_origin(*given)
+            assert sites.is_allowed_origin(*given) is (page == scheme)

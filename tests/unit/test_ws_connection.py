@@ -342,7 +342,7 @@ class SlowAuthenticator:
 async def slow(client: Client) -> SlowAuthenticator:
     """The authenticator of the server of `client`."""
     authenticator = SlowAuthenticator()
-    client.edge.admission.access = Access(cast(Authenticator, authenticator))
+    client.edge.admission.access = Access(cast(Authenticator, authenticator), insecure=True)
     return authenticator
 
 

@@ -56,7 +56,9 @@ def serve(
     insecure: Annotated[
         bool | None,
         typer.Option(
-            "--insecure", help="Accept connections from other machines, without authentication."
+            "--insecure",
+            help="Accept connections from other machines without authentication, and credentials "
+            "over plain HTTP.",
         ),
     ] = None,
 ) -> None:

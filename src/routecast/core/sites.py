@@ -217,8 +217,10 @@ class Sites:
                 "that name, with the page's address in ROUTECAST_ALLOWED_ORIGINS"
             )
 
-    def is_allowed_origin(self, origin: str | None, host: str | None) -> bool:
+    def is_allowed_origin(self, origin: str | None, host: str | None, scheme: str = "http") -> bool:
         """Whether a page is from this machine, from the server's own IP address, or from `origins`.
+
+        `scheme` is the one by which the client reaches this server, http or https.
 
         Without this rule, any page in a user's browser could read and write the user's local
         Routecast (RFC 6455, 10.2). A page that this server sent under a name must be allowed, too.
@@ -228,9 +230,9 @@ class Sites:
             return True
         if len(origin) > MAX_HEADER or len(host or "") > MAX_HEADER:
             return False
-        return self._is_allowed(origin, host, self._exact())
+        return self._is_allowed(origin, host, scheme if self._exact() else None)
 
-    def is_own_origin(self, origin: str | None, host: str | None) -> bool:
+    def is_own_origin(self, origin: str | None, host: str | None, scheme: str = "http") -> bool:
         """Whether a page is certainly of this very server, or of a site of `origins`.
 
         By this rule a cookie counts, which a browser adds to what other pages send, too. `*` allows
@@ -238,11 +240,13 @@ class Sites:
         """
         if origin is None or len(origin) > MAX_HEADER or len(host or "") > MAX_HEADER:
             return False
-        return self._is_allowed(origin, host, True)
+        return self._is_allowed(origin, host, scheme)
 
-    def require_allowed_origin(self, origin: str | None, host: str | None) -> None:
+    def require_allowed_origin(
+        self, origin: str | None, host: str | None, scheme: str = "http"
+    ) -> None:
         """Raise Forbidden, naming the setting, if the page's origin is not allowed."""
-        if not self.is_allowed_origin(origin, host):
+        if not self.is_allowed_origin(origin, host, scheme):
             shown = (origin or "")[:200]
             raise Forbidden(
                 f"Origin {shown!r} may not connect; to let its pages in, start the server with "
@@ -259,7 +263,8 @@ class Sites:
             or any(form in self._hosts for form in _forms(name))
         )
 
-    def _judge_origin(self, origin: str, host: str | None, exact: bool) -> bool:
+    def _judge_origin(self, origin: str, host: str | None, exact: str | None) -> bool:
+        """Judge an origin; with `exact`, allow only this very server's, by that scheme."""
         try:
             site = read_origin(origin)
         except ValueError:
@@ -272,8 +277,10 @@ class Sites:
             return False
         default = _DEFAULT_PORTS.get(site.scheme)
         here = default is not None and (name, port or default) == (site.host, site.port)
-        if exact:
-            return here  # by name too: whoever opened the page under it needs a credential
+        if exact is not None:
+            return (
+                here and site.scheme == exact
+            )  # by name too: whoever opened the page under it needs a credential
         if here and (":" in name or _is_ipv4(name)):
             return True
         return default is not None and site.host in _LOOPBACK and name in _LOOPBACK

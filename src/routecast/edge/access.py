@@ -23,7 +23,7 @@ from starlette.types import Scope as AsgiScope
 
 from routecast.core.access import ANYONE, Principal
 from routecast.core.sites import Sites
-from routecast.edge.proxies import Proxies, limit_key_of, remote_of
+from routecast.edge.proxies import SECURE_SCHEMES, Proxies, is_loopback, limit_key_of, remote_of
 from routecast.edge.proxy_sign_in import AssertionIn, NamedIn, ProxySignIn
 from routecast.edge.slow_refusals import SlowRefusals
 from routecast.errors import (
@@ -92,7 +92,7 @@ class Access:
     """Tells whose request it is. Without an authenticator, authentication is off.
 
     Without `tickets` or `sessions` there are none. `proxy` and `people` are of those whom a proxy
-    signs in.
+    signs in. With `insecure`, credentials may come over plain HTTP from other machines.
     """
 
     def __init__(
@@ -104,7 +104,10 @@ class Access:
         slow: SlowRefusals | None = None,
         proxy: ProxySignIn | None = None,
         people: PersonRules | None = None,
+        *,
+        insecure: bool = False,
     ) -> None:
+        self.insecure = insecure
         self._authenticator = authenticator
         self._tickets = tickets
         self._sessions = sessions
@@ -204,11 +207,35 @@ class Access:
 
     # -- credentials in requests ----------------------------------------------------------------
 
+    def require_private(self, address: str, *, secure: bool) -> None:
+        """Raise Forbidden if others on the way could read the credential of a request.
+
+        `address` is its client's, and `secure` whether the client uses TLS.
+        """
+        if not (secure or self.insecure or is_loopback(address)):
+            raise Forbidden(
+                "a credential came over plain HTTP, where others can read it, so make a new one, "
+                "and use https; behind a proxy that speaks it, have the proxy set "
+                "`X-Forwarded-Proto` and list it in ROUTECAST_TRUSTED_PROXIES; in a network that "
+                "you trust, start the server with --insecure"
+            )
+
+    def require_private_request(self, scope: AsgiScope) -> None:
+        """Raise Forbidden if others could read a credential in an ASGI request."""
+        client = scope.get("client")
+        self.require_private(str(client[0]) if client else "", secure=is_secure(scope))
+
     def credential_of(self, scope: AsgiScope) -> Credential | None:
         """Return the credential of an ASGI request; None if it has none.
 
         Raises BadCredential, BadHead, Forbidden, and CredentialInUrl if it is in the URL.
         """
+        found = self._find_credential(scope)
+        if found is not None:
+            self.require_private_request(scope)
+        return found
+
+    def _find_credential(self, scope: AsgiScope) -> Credential | None:
         is_socket = scope["type"] == "websocket"
         fields: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
@@ -252,7 +279,8 @@ class Access:
         if found is None:
             return None
         origin, site = _field_text(fields, b"origin"), _field_text(fields, b"sec-fetch-site")
-        is_own = self._sites.is_own_origin(origin, _field_text(fields, b"host"))
+        scheme = "https" if secure else "http"
+        is_own = self._sites.is_own_origin(origin, _field_text(fields, b"host"), scheme)
         if must_prove and not is_own:
             raise Forbidden(
                 "a request with a session's cookie needs an `Origin` of this server: open its page "
@@ -287,7 +315,7 @@ def _takes_ticket(scope: AsgiScope) -> bool:
 
 def is_secure(scope: AsgiScope) -> bool:
     """Whether the client of a request uses TLS, also if a trusted proxy ends it."""
-    return scope.get("scheme") in ("https", "wss")
+    return scope.get("scheme") in SECURE_SCHEMES
 
 
 def text_of_credential(find: Callable[[], Credential | None]) -> str | None:

@@ -63,6 +63,7 @@ class AdmissionControl:
         *,
         origin: str | None,
         host: str | None,
+        scheme: str = "http",
         address: str,
         principal: Principal = ANYONE,
         is_default: bool = True,
@@ -70,7 +71,8 @@ class AdmissionControl:
     ) -> DefaultSession:
         """Return the session that a request asks for, with the projects of its principal.
 
-        `address` is the client's, as limits count it (`limit_key`). `is_default` says whether it is
+        `scheme` is the one that the client uses, http or https. `address` is the client's, as
+        limits count it (`limit_key`). `is_default` says whether it is
         the default stream, and `probe` that the client only asks whether it would be admitted.
         Raises Misdirected, Forbidden, BadBody or BadParameter, OverLimit, and Unavailable if there
         is no room: the edge must answer with the error. Otherwise the edge must call `release` when
@@ -79,7 +81,7 @@ class AdmissionControl:
         require_scope(principal, Scope.READ)
         if host is not None:
             self._sites.require_known_host(host)
-        self._sites.require_allowed_origin(origin, host)
+        self._sites.require_allowed_origin(origin, host, scheme)
         session = open_session(query, interval=self._interval, projects=principal.projects)
         self._manager.admit()
         self._require_room(address, principal, probe=probe)
@@ -98,11 +100,12 @@ class AdmissionControl:
     ) -> tuple[DefaultSession, str]:
         """Return the session that an ASGI scope asks for, and the address for `release`."""
         address = limit_key_of(scope)
-        origin, host = origin_of(scope)
+        asked = origin_of(scope)
         session = self.admit(
             scope["query_string"],
-            origin=origin,
-            host=host,
+            origin=asked.origin,
+            host=asked.host,
+            scheme=asked.scheme,
             address=address,
             principal=principal_of(scope),
             is_default=is_default,

@@ -6,13 +6,13 @@ decides which sites are allowed, for all routes.
 """
 
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from routecast.core.sites import Sites
-from routecast.edge.access import Access
+from routecast.edge.access import Access, is_secure
 from routecast.edge.problem import respond_error
 from routecast.errors import Forbidden
 
@@ -40,19 +40,18 @@ class Cors:
         self._access = access or Access()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        origin, host = origin_of(scope) if scope["type"] == "http" else (None, None)
-        if origin is None:
+        if scope["type"] != "http" or (origin := (asked := origin_of(scope)).origin) is None:
             await self._app(scope, receive, send)
         elif _is_preflight(scope):
-            await self._preflight(origin, host)(scope, receive, send)
-        elif self._sites.is_allowed_origin(origin, host):
+            await self._preflight(origin, asked)(scope, receive, send)
+        elif self._sites.is_allowed_origin(*asked):
             await self._app(scope, receive, self._with_headers(send, origin))
         else:
             await self._app(scope, receive, send)
 
-    def _preflight(self, origin: str, host: str | None) -> Response:
+    def _preflight(self, origin: str, asked: "AskedBy") -> Response:
         try:
-            self._sites.require_allowed_origin(origin, host)
+            self._sites.require_allowed_origin(*asked)
         except Forbidden as error:
             return respond_error(error)
         answer = Response(status_code=HTTPStatus.NO_CONTENT)
@@ -74,15 +73,23 @@ class Cors:
         return send_with_headers
 
 
-def origin_of(scope: Scope) -> tuple[str | None, str | None]:
-    """Return the headers `Origin` and `Host` of a request; None for a missing one."""
+class AskedBy(NamedTuple):
+    """Which page sent a request, and how it names this server."""
+
+    origin: str | None
+    host: str | None
+    scheme: str  # http or https
+
+
+def origin_of(scope: Scope) -> AskedBy:
+    """Return the headers `Origin` and `Host` of a request, None for a missing one; its scheme."""
     origin = host = None
     for name, value in scope["headers"]:
         if name == b"origin":
             origin = value.decode("latin-1")
         elif name == b"host":
             host = value.decode("latin-1")
-    return origin, host
+    return AskedBy(origin, host, "https" if is_secure(scope) else "http")
 
 
 def _is_preflight(scope: Scope) -> bool:

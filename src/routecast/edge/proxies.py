@@ -25,6 +25,7 @@ _WITH_PORT: Final = re.compile(rf"([0-9.]+){_PORT}", re.ASCII)
 _MAPPED: Final = IPv6Network("::ffff:0:0/96")
 
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
+SECURE_SCHEMES: Final = frozenset({"https", "wss"})
 
 # The member of an ASGI scope that has the address of the connection, if the client has another one.
 REMOTE: Final = "routecast.remote"
@@ -55,6 +56,11 @@ def _read_address(text: str) -> str | None:
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(address)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address, in its normal form, is this machine; "" is a client without one."""
+    return not address or address == "::1" or address.startswith("127.")
 
 
 def limit_key(address: str) -> str:

@@ -120,6 +120,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION = version("routecast")
+# What the pages show with --insecure.
+INSECURE = (
+    "This server runs with --insecure: other machines may use it without authentication, or send "
+    "credentials that others can read"
+)
 # At shutdown, waiting decisions may be committed for this time, in seconds. Then they are refused,
 # and the database is interrupted.
 DRAIN_SECONDS = 4.0
@@ -496,6 +501,7 @@ class Services:
         return Access(
             *(self.authenticator, self.tickets, self.sessions, self.sites, refusals),
             *(proxy, self._person_rules(settings)),
+            insecure=settings.insecure,
         )
 
     def _person_rules(self, settings: Settings) -> PersonRules:
@@ -705,6 +711,11 @@ def _measure_names(names: CardinalityLimiter, instruments: Instruments) -> None:
         instruments.names_limit.labels(part).set(limit)
 
 
+def _notice(settings: Settings) -> str:
+    """Return the line that the pages show."""
+    return " · ".join(text for text in (settings.notice, INSECURE * settings.insecure) if text)
+
+
 def _end_process(_: str) -> None:
     """Have any ASGI server stop properly, with an exit code that shows the signal."""
     signal.raise_signal(signal.SIGTERM)
@@ -811,7 +822,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.include_router(login_router(provider, group_rules(settings), services.sessions))
     app.include_router(asyncapi_router(VERSION))
     app.include_router(docs_router(lambda: app.openapi()))
-    app.include_router(page_router(settings.notice))
+    app.include_router(page_router(_notice(settings), settings.frame_ancestors))
     derive = app.openapi
 
     def openapi() -> dict[str, Any]:

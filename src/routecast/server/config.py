@@ -3,7 +3,9 @@
 No other module reads variables that begin with `ROUTECAST_`.
 """
 
+import logging
 import os
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
@@ -19,6 +21,12 @@ from routecast.ports import MIN_MINUTE_DAYS
 from routecast.protocol import DEFAULT_INTERVAL, MAX_INTERVAL, MAX_MESSAGES_A_MINUTE, MIN_INTERVAL
 from routecast.urls import masked
 
+log = logging.getLogger("routecast")
+
+# A site in the directive `frame-ancestors` of a policy (CSP 3, 6.4.2).
+_ANCESTOR = re.compile(
+    r"'(?:self|none)'|https?://(?:\*\.)?[\w.-]+(?::(?:[0-9]{1,5}|\*))?", re.ASCII
+)
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -45,7 +53,9 @@ class Settings(BaseSettings):
         "and Redis.",
     )
     insecure: bool = Field(
-        False, description="Accept connections from other machines, without authentication."
+        False,
+        description="Accept connections from other machines without authentication, and "
+        "credentials over plain HTTP.",
     )
     allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),
@@ -60,6 +70,11 @@ class Settings(BaseSettings):
         "*.svc.cluster.local; * allows all. Requests with another `Host` are refused. IP "
         "addresses, names without a dot, names that end in .localhost, and the hosts of allowed "
         "origins need not be listed.",
+    )
+    frame_ancestors: str = Field(
+        "'self'",
+        description="Sites whose pages may show this server's pages in a frame, separated by "
+        "spaces: 'self', 'none', or such as https://portal.example.",
     )
     trusted_proxies: str = Field(
         "127.0.0.1,::1",
@@ -337,6 +352,21 @@ class Settings(BaseSettings):
             raise ValueError("has no rule in it")
         return value
 
+    @field_validator("frame_ancestors")
+    @classmethod
+    def _check_ancestors(cls, value: str) -> str:
+        entries = value.split()
+        if not entries:
+            raise ValueError("names no site: write 'none' to allow no frames")
+        if "'none'" in entries and len(entries) > 1:
+            raise ValueError("'none' must be the only entry")
+        if wrong := [entry for entry in entries if not _ANCESTOR.fullmatch(entry)]:
+            raise ValueError(
+                f"{wrong[0]!r} is neither 'self' nor 'none' (with the quotes) nor the site of a "
+                "page: write it as https://name or https://name:port"
+            )
+        return " ".join(entries)
+
     @field_validator("trusted_proxies")
     @classmethod
     def _check_networks(cls, value: str) -> str:
@@ -400,6 +430,14 @@ class Settings(BaseSettings):
             or bool(self.auth_header)
             or self.cloudflare_team is not None
         )
+
+    def warn_if_insecure(self) -> None:
+        """Log what --insecure allows, if it is given."""
+        if self.insecure:
+            log.warning(
+                "--insecure: other machines may use this server without authentication if none is "
+                "configured, and may send credentials over plain HTTP, where others can read them"
+            )
 
     def require_safe(self) -> None:
         """Raise BadSettings if other machines could read and write without authentication.

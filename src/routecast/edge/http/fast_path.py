@@ -135,6 +135,8 @@ class FastPathHttpProtocol(HttpProtocol):
         access = self._decisions.access
         if not access.required:
             return ANYONE
+        if not (access.insecure or self._edge.is_private(self.scheme or "", self.client, fields)):
+            return None
         try:
             principal = access.recognise(find_credential(fields.get(b"authorization")))
             if principal is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from operator import methodcaller
@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from routecast.edge.http.deadlines import BodyDeadlines, ConnectionDeadlines
 from routecast.edge.http.refusal_log import RefusalLog
 from routecast.edge.http.request_body import BODY_READ_SECONDS
-from routecast.edge.proxies import Proxies, limit_key
+from routecast.edge.proxies import SECURE_SCHEMES, Proxies, is_loopback, limit_key
 from routecast.instruments import Instruments
 
 # The time for a request line and its headers, in seconds. Honest clients send them at once.
@@ -158,6 +158,18 @@ class HttpEdge:
         if not forwarded:
             return None if not remote or self._is_proxy(remote) else limit_key(remote)
         return limit_key(self._proxies.client_of(remote, forwarded))
+
+    def is_private(
+        self, scheme: str, client: tuple[str, int] | None, fields: Mapping[bytes, bytes]
+    ) -> bool:
+        """Whether a request certainly came over TLS, or from this machine."""
+        if scheme in SECURE_SCHEMES:
+            return True
+        remote = client[0] if client else ""
+        forwarded = fields.get(b"x-forwarded-proto")
+        if forwarded is None:
+            return b"x-forwarded-for" not in fields and is_loopback(remote)
+        return self._proxies.scheme_of(remote, [forwarded.decode("latin-1")]) in SECURE_SCHEMES
 
     def _detect_proxy(self, remote: str) -> bool:
         return self._proxies.client_of(remote, _ANY_CLIENT) != self._proxies.client_of(remote, ())

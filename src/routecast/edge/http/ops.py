@@ -24,11 +24,12 @@ from routecast.protocol import HealthReport
 DASHBOARD: Final = resources.files("routecast") / "dashboard"
 _CSP: Final = (
     # 'self' includes WebSockets to this host and port (CSP 3, 6.7.2.8; Safari since 15.4).
-    "default-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    "default-src 'none'; connect-src 'self'; img-src 'self' data:; style-src 'self'; "
+    "base-uri 'none'; form-action 'none'"
 )
 PAGE_HEADERS: Final = {
     "Content-Security-Policy": _CSP,
+    "Cross-Origin-Opener-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
@@ -135,8 +136,11 @@ def _state(state: HealthReport | dict[str, Any], status: HTTPStatus) -> Response
     return Response(body, status, {"Cache-Control": "no-store"}, media_type="application/json")
 
 
-def page_router(notice: str) -> APIRouter:
-    """Return the router of the pages and their files; pages show `notice`, if it is not empty."""
+def page_router(notice: str, frame_ancestors: str = "'self'") -> APIRouter:
+    """Return the router of the pages and their files; pages show `notice`, if it is not empty.
+
+    `frame_ancestors` are the sites whose pages may show these in a frame, as CSP lists them.
+    """
     assets = Assets(DASHBOARD)
     loader = assets.text("loader.js")
     filled = {
@@ -146,7 +150,8 @@ def page_router(notice: str) -> APIRouter:
         "notice": html.escape(notice, quote=True),
     }
     page, operators_page = _fill("index.html", filled), _fill("admin.html", filled)
-    headers = {**PAGE_HEADERS, "Content-Security-Policy": f"{_CSP}; {_allow_script(loader)}"}
+    policy = f"{_CSP}; {_allow_script(loader)}; frame-ancestors {frame_ancestors}"
+    headers = {**PAGE_HEADERS, "Content-Security-Policy": policy}
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")

@@ -143,6 +143,7 @@ def session_router(
         _require_own_page(request, sites)
         if not access.required:
             raise NotFound("authentication is off: nobody needs to sign in")
+        access.require_private_request(request.scope)
         credential = await _given(request) or access.credential_of(request.scope)
         try:
             principal = await access.identify(credential)
@@ -216,11 +217,11 @@ async def _given(request: Request) -> str | None:
 
 def _require_own_page(request: Request, sites: Sites) -> None:
     """Raise Forbidden for a page of another site, which could sign its visitor in as another."""
-    origin, host = origin_of(request.scope)
-    if origin is not None and not sites.is_own_origin(origin, host):
+    asked = origin_of(request.scope)
+    if asked.origin is not None and not sites.is_own_origin(*asked):
         raise Forbidden(
-            f"Origin {origin[:200]!r} may not sign in; to let its pages do so, start the server "
-            "with it in ROUTECAST_ALLOWED_ORIGINS"
+            f"Origin {asked.origin[:200]!r} may not sign in; to let its pages do so, start the "
+            "server with it in ROUTECAST_ALLOWED_ORIGINS"
         )
 
 

@@ -38,7 +38,7 @@ from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS
 from routecast.edge.header_fields import read_agent
 from routecast.edge.problem import respond_crash
-from routecast.edge.proxies import Proxies, limit_key
+from routecast.edge.proxies import SECURE_SCHEMES, Proxies, limit_key
 from routecast.edge.reset import reset
 from routecast.edge.ws.batch import (
     INDEPENDENT,
@@ -487,12 +487,23 @@ class WebSocketConnection(asyncio.Protocol):
             raise NotFound(f"there is no WebSocket at {shown!r}; use {PATH.decode()}")
         self.client = limit_key(self._client_of(request, remote))
         self.agent = read_agent(request.get(b"user-agent"))
+        forwarded = request.get_all(b"x-forwarded-proto")
+        if self._edge.proxies.scheme_of(remote, forwarded) in SECURE_SCHEMES:
+            request.scheme = "https"
 
     def _client_of(self, request: UpgradeRequest, remote: str) -> str:
         return self._edge.proxies.client_of(remote, request.get_all(b"x-forwarded-for"))
 
     def _credential(self, request: UpgradeRequest, remote: str) -> Credential | None:
         """Return the credential of an upgrade; None if it has none."""
+        found = self._find_credential(request, remote)
+        if found is not None:
+            self._edge.admission.access.require_private(
+                self._client_of(request, remote), secure=request.scheme == "https"
+            )
+        return found
+
+    def _find_credential(self, request: UpgradeRequest, remote: str) -> Credential | None:
         ticket = read_query(request.target.partition(b"?")[2], takes_ticket=True)
         given = request.credential
         if ticket is not None:
@@ -507,8 +518,7 @@ class WebSocketConnection(asyncio.Protocol):
         fields: dict[bytes, list[bytes]] = {}
         for name, value in request.fields:
             fields.setdefault(name, []).append(value)
-        forwarded = request.get_all(b"x-forwarded-proto")
-        secure = self._edge.proxies.scheme_of(remote, forwarded) in ("https", "wss")
+        secure = request.scheme == "https"
         return access.added_in(fields, remote=remote, secure=secure, must_prove=True)
 
     def _admit(
@@ -518,6 +528,7 @@ class WebSocketConnection(asyncio.Protocol):
             request.target.partition(b"?")[2],
             origin=request.get(b"origin"),
             host=request.get(b"host"),
+            scheme=request.scheme,
             address=self.client,
             principal=principal,
             is_default=agreed.subprotocol is None,

@@ -54,11 +54,12 @@ class UpgradeRequest:
     is not one of the fields, so that it is never remembered, answered or part of an error.
     """
 
-    __slots__ = ("_bearers", "_by_name", "fields", "method", "target")
+    __slots__ = ("_bearers", "_by_name", "fields", "method", "scheme", "target")
 
     def __init__(self, method: str, target: bytes, fields: _Fields) -> None:
         self.method = method
         self.target = target
+        self.scheme = "http"  # or https, once a trusted proxy was found to say so
         self.fields = fields
         self._by_name = dict(fields)
         self._bearers: Sequence[bytes] = ()
