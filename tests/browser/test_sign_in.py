@@ -238,9 +238,9 @@ def test_a_token_of_one_project_shows_its_numbers(closed_server: Server, tab: Ta
 def test_a_token_that_expires_shows_the_form(closed_server: Server, tab: Tab) -> None:
     """Another token then continues."""
     page = tab.page
-    page.goto(f"{closed_server.url}/#key={token('read', seconds=2)}")
+    page.goto(f"{closed_server.url}/#key={token('read', seconds=12)}")
     expect_numbers(page, 2)
-    expect(page.get_by_role("alert")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("alert")).to_be_visible(timeout=40_000)
     expect_form(page)
     enter(page, token("read"))
     expect_numbers(page, 2)

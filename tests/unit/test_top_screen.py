@@ -1,6 +1,7 @@
 """The screen of `routecast top`: its contents, its keys, and that it fits the terminal."""
 
 import io
+from typing import get_args
 
 import pytest
 from msgspec.structs import replace
@@ -13,6 +14,7 @@ from routecast.cli.top.source import Observed, Rate
 from routecast.protocol import (
     ClosedConnection,
     ClosedConnections,
+    ConnectionOrder,
     FollowedView,
     NodeSummaries,
     NodeSummary,
@@ -44,6 +46,7 @@ NODE = NodeSummary(
 )
 OPEN = OpenConnection(
     id="0123456789abcde",
+    node=NODE.node,
     subject="ann",
     credential=None,
     expires=None,
@@ -63,6 +66,7 @@ OPEN = OpenConnection(
 )
 CLOSED = ClosedConnection(
     id="0123456789abcdf",
+    node=NODE.node,
     subject="",
     credential=None,
     address="192.0.2.2",
@@ -178,7 +182,11 @@ def test_keys_change_what_is_shown() -> None:
     shown = Shown().pressed("s")
     assert shown.sort == "bytes"
     assert "most bytes first" in shown.words
-    assert shown.pressed("s").pressed("s").sort == "start"
+    others = shown
+    for _ in range(len(get_args(ConnectionOrder)) - 1):
+        others = others.pressed("s")
+        assert others.sort != "bytes"
+    assert others.pressed("s").sort == "bytes"
     assert shown.pressed("p").protocol == "default"
     assert shown.pressed("c").closed
     assert "sort" not in shown.pressed("c").query
