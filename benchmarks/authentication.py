@@ -298,9 +298,7 @@ def projects(options: Options) -> Report:
         Figure("messages ÷ messages due", [each.complete for each in ours], least=COMPLETE),
         Figure("clients, share of a core", [each.busy for each in ours]),
     ]
-    title = (
-        f"{PROJECTS} projects of {clients:,} clients, told of changes each {INTERVAL:.0f} s"
-    )
+    title = f"{PROJECTS} projects of {clients:,} clients, told of changes each {INTERVAL:.0f} s"
     return Report("projects", title, figures, options.quick)
 
 

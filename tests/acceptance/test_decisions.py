@@ -456,7 +456,7 @@ def test_openapi_describes_it(shared: Server) -> None:
     """The schema has every field of a decision, with its limits."""
     schema = shared.http.get("/openapi.json").json()
     post = schema["paths"]["/v1/decisions"]["post"]
-    statuses = ("200", "400", "401", "403", "413", "415", "421", "422", "503")
+    statuses = ("200", "400", "401", "403", "413", "415", "421", "422", "429", "503")
     assert set(post["responses"]) == {*statuses}
     fields = schema["components"]["schemas"]["DecisionIn"]["properties"]
     assert set(fields) == {
