@@ -79,4 +79,4 @@ def _records(count: int, reply: Any) -> list[bytes | None]:
         raise ValueError("the records are not in the form that the script returns")
     if not all(record is None or isinstance(record, bytes) for record in records):
         raise ValueError("the records are not in the form that the script returns")
-    return records
+    return list[bytes | None](records)
