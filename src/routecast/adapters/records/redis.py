@@ -74,6 +74,7 @@ class RedisRecords:
 
 def _records(count: int, reply: Any) -> list[bytes | None]:
     """Read the reply of a script that returns records, after a word that only it returns."""
+    records: list[bytes | None]
     word, *records = reply
     if word != b"records" or len(records) != count:
         raise ValueError("the records are not in the form that the script returns")
