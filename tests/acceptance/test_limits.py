@@ -275,12 +275,17 @@ async def test_new_streams_of_an_address_are_limited(tmp_path: Path, edge: Edge)
 # -- credentials --------------------------------------------------------------------------------
 
 
+def from_behind_tls(address: str) -> dict[str, str]:
+    """Return what a proxy adds to a request that came over TLS."""
+    return {"X-Forwarded-For": address, "X-Forwarded-Proto": "https"}
+
+
 def test_refusals_become_slow_and_good_credentials_do_not(limited: Server) -> None:
     """Of HTTP requests and of upgrades alike."""
 
     def seconds(path: str, head: dict[str, str], address: str) -> tuple[int, float]:
         began = time.monotonic()
-        answer = limited.http.get(path, headers={**head, "X-Forwarded-For": address})
+        answer = limited.http.get(path, headers={**head, **from_behind_tls(address)})
         return answer.status_code, time.monotonic() - began
 
     address, good = "198.51.100.9", of("honest")
@@ -292,7 +297,7 @@ def test_refusals_become_slow_and_good_credentials_do_not(limited: Server) -> No
     for (_, waited), least in zip(waits, (0.25, 0.5, 1.0), strict=True):
         assert waited >= least
     began = time.monotonic()
-    head = {**bearer("rc_y"), "X-Forwarded-For": address}
+    head = {**bearer("rc_y"), **from_behind_tls(address)}
     with pytest.raises(InvalidStatus) as refused:
         connect_sync(limited.ws_url, additional_headers=head)
     assert refused.value.response.status_code == 401
@@ -301,7 +306,10 @@ def test_refusals_become_slow_and_good_credentials_do_not(limited: Server) -> No
     answer = limited.http.post(
         "/auth/session",
         json={"credential": "rc_w"},
-        headers={"Origin": limited.url, "X-Forwarded-For": address},
+        headers={
+            "Origin": limited.url.replace("http", "https", 1),
+            **from_behind_tls(address),
+        },
     )
     assert answer.status_code == 401
     assert time.monotonic() - began >= 4.0
@@ -317,7 +325,7 @@ def test_refusals_that_wait_are_bounded(limited: Server) -> None:
     """Over the bound they are 429 at once."""
     request = (
         b"GET /routing/metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer rc_q\r\n"
-        b"X-Forwarded-For: 198.51.100.20\r\n\r\n"
+        b"X-Forwarded-For: 198.51.100.20\r\nX-Forwarded-Proto: https\r\n\r\n"
     )
     statuses = []
     with ExitStack() as stack:
