@@ -337,6 +337,8 @@ def test_all_nodes_know_keys(postgres: Postgres, tmp_path: Path) -> None:
             with watching(two, second) as there, watching(streaming, second) as far:
                 run(shared["database_url"], "keys", "revoke", "second")
                 until(lambda: there.code == far.code == 4401)
+            for node in nodes:
+                becomes(node, second, 401)
             redis.kill()
             for node in nodes:
                 assert [status(node, each) for each in (key, second)] == [200, 401]

@@ -297,7 +297,7 @@ def test_the_page_is_served_with_a_policy(server: Server) -> None:
     page = server.http.get("/")
     assert page.status_code == 200
     assert "text/html" in page.headers["content-type"]
-    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "{{" not in page.text
     paths = re.findall(r'(?:src|href)="(/?dashboard/[^"]+)"', page.text)
     assert len(paths) == 5

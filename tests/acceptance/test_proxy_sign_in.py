@@ -193,7 +193,8 @@ def test_cloudflare_signs_a_person_in(server: Server, keys: str) -> None:
     state = ask(server, "GET", "/auth/session", **assertion(keys)).json()
     assert state["person"]["subject"] == "ann@corp.example"
     assert state["person"]["scopes"] == ["admin", "read", "write"]
-    elsewhere = {**assertion(keys), "X-Forwarded-For": "203.0.113.9"}
+    behind_tls = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+    elsewhere = {**assertion(keys), **behind_tls}
     assert ask(server, "GET", "/routing/metrics", **elsewhere).status_code == 200
     assert upgrade(server, server.url, **assertion(keys)) == 101
 

@@ -189,10 +189,10 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
     """
     start_log(settings.log_level, settings.log_format)
     settings.require_safe()
-    settings.warn_if_insecure()
     _allow_open_files(settings.max_connections)
     asyncio.run(_check_database(settings))
     with listen(settings) as listener:
+        settings.warn_if_insecure()
         if settings.fd is None:
             log.info("Listening on %s", url_of(listener))
         if settings.workers > 1:
