@@ -238,7 +238,7 @@ def test_the_page_uses_only_its_server(server: Server, tab: Tab) -> None:
     server.post([decision(confidence=0.5)])
     response = tab.page.goto(server.url)
     assert response is not None
-    assert "default-src 'self'" in response.headers["content-security-policy"]
+    assert "default-src 'none'" in response.headers["content-security-policy"]
     assert "{{" not in response.text()
     expect(tab.page.locator("#health")).to_contain_text("Routecast")
     expect(tab.page.locator("#notice")).to_be_hidden()
