@@ -612,8 +612,11 @@ async def test_a_slow_reader_gets_one_merged_delta(
         async with v1_client(server, compression=None, max_queue=1, ping_interval=None) as client:
             await client.subscribe("main", interval=FAST)
             client.stream.transport.pause_reading()
-            while server.instrument("routecast_frames_conflated_total") < 5:
+            while server.instrument("routecast_frames_conflated_total") < 1:
                 server.post(batch)  # nearly all of the document changes
+            # Small ones from now on: the client is disconnected if it reads nothing for 10 s.
+            while server.instrument("routecast_frames_conflated_total") < 5:
+                server.post(GOOD)
             for _ in range(3):
                 seq = server.post({**GOOD, "strategy": "last"})["position"]["seq"]
             client.stream.transport.resume_reading()
