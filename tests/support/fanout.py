@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any, cast
 
 from routecast.adapters.bus.memory import MemoryBus
@@ -40,6 +41,9 @@ FAST = 0.1
 # When a harness begins: at a multiple of all intervals that tests use.
 START = 1_000.0
 CLIENT = "192.0.2.1"
+# What each part of a rendering costs its client, in seconds. By a real clock, one full garbage
+# collection of the test run would use up a client's rendering time.
+CHARGED_SECONDS = 1e-6
 
 
 class FakeConnection:
@@ -171,6 +175,7 @@ class FanoutHarness:
         self.snapshot = Snapshot(Position("e", 0), NOW)
         self.source: Source | None = Source.LIVE
         self.reads = 0  # reads from other sources than live state
+        self._charges = count()
         loader = SnapshotLoader(
             store,
             cache,
@@ -183,7 +188,9 @@ class FanoutHarness:
         )
         self.reader = MetricsReader(self.reading, lambda: None, loader, clock, self.instruments)
         self.budget = RenderBudget()
-        self.renders = Renders(self.reader, self.budget, self.instruments, self.timers)
+        self.renders = Renders(
+            self.reader, self.budget, self.instruments, self.timers, used=self._used
+        )
         self.manager = ConnectionManager(self.instruments, limit)
         self.channels = Channels(
             self.manager,
@@ -200,6 +207,10 @@ class FanoutHarness:
     def serve_history(self, histories: HistorySubscriptions | None) -> None:
         """Make new connections get histories from there."""
         self.peers = Peers(self.manager, self.channels, cast(Any, histories), self.timers)
+
+    def _used(self) -> float:
+        """Return a processor time that has grown by CHARGED_SECONDS since the last call."""
+        return next(self._charges) * CHARGED_SECONDS
 
     # -- state (`channels.DocumentSource`) ------------------------------------------------------
 

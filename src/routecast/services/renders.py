@@ -71,7 +71,10 @@ class _RenderRequest:
 
 
 class Renders:
-    """Makes documents ready, in a fair order. Run `run` as a task."""
+    """Makes documents ready, in a fair order. Run `run` as a task.
+
+    `used` returns the processor time that the calling thread has used, in seconds.
+    """
 
     def __init__(
         self,
@@ -80,12 +83,14 @@ class Renders:
         instruments: Instruments,
         timers: Timers,
         slices: Slices | None = None,
+        used: Callable[[], float] = time.thread_time,
     ) -> None:
         self._documents = documents
         self._budget = budget
         self._instruments = instruments
         self._timers = timers
         self._slices = slices or Slices()
+        self._used = used
         self._waiting: dict[View, _RenderRequest] = {}
         self._changed = asyncio.Event()
         self._is_resting = True  # False while a view is being made ready
@@ -118,12 +123,12 @@ class Renders:
     @contextmanager
     def charged(self, payer: str) -> Iterator[None]:
         """Charge a payer for the processor time of the body, which must not await."""
-        started = time.thread_time()
+        started = self._used()
         try:
             yield
         finally:
             if payer:
-                self._budget.charge(payer, time.thread_time() - started, self._timers.now())
+                self._budget.charge(payer, self._used() - started, self._timers.now())
 
     def request(self, view: View, client: str, done: Callable[..., object], *args: object) -> None:
         """Have a view made ready; `done(*args)` is called afterwards, even if that fails.
