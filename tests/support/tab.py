@@ -1,6 +1,7 @@
 """A browser tab that shows the page, with its console errors."""
 
 import re
+import time
 from dataclasses import dataclass, field
 
 from playwright.sync_api import Page, expect
@@ -17,8 +18,14 @@ class Tab:
     hosts: set[str] = field(default_factory=set)
 
     def wait_longest(self) -> None:
-        """Make the page use the longest delays in place of random ones."""
-        self.page.add_init_script("Math.random = () => 1 - Number.EPSILON")
+        """Make the pages of this browser use the longest delays in place of random ones.
+
+        Their clock stands still, while their timers run: a countdown shows the number with which it
+        begins until the next attempt, however late a test looks.
+        """
+        context = self.page.context
+        context.add_init_script("Math.random = () => 1 - Number.EPSILON")
+        context.clock.set_fixed_time(time.time())
 
     def open(self, server: Server) -> Page:
         """Load the dashboard and wait until its numbers are live."""
