@@ -205,6 +205,25 @@ async def test_use_during_an_outage_is_noted_later(
     assert store.noted == [{KEY.id: clock.moment - clock.moment % MINUTE}]
 
 
+async def test_no_revocation_waits_for_a_note(
+    ring: KeyRing, store: CountingStore, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note waits for the other writes of the database, which may take seconds."""
+    begun = asyncio.Event()
+
+    async def never(_: Mapping[str, int]) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(store, "note_use", never)
+    await ring.refresh()
+    assert is_accepted(ring)
+    async with running(ring.run()):
+        await begun.wait()
+        await store.change_access(lambda seen: revoke_key(seen, KEY.id, NOW))
+        await until(lambda: not is_accepted(ring))
+
+
 async def test_streams_end_after_a_change(ring: KeyRing, store: CountingStore, fast: None) -> None:
     """Followers learn who is revoked, each time that something changes."""
     calls = told(ring)

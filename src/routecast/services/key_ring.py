@@ -82,13 +82,20 @@ class KeyRing:
 
     async def run(self) -> None:
         """Keep up with the database. Never ends."""
+        async with asyncio.TaskGroup() as group:
+            # Beside the looks: a note waits for other writes, and no revocation may wait for it.
+            group.create_task(self._keep_noting())
+            while True:
+                with suppress(Unavailable):
+                    await self.refresh()
+                self._end_expired()
+                await asyncio.sleep(LOOK_SHARED_SECONDS if self._store is None else LOOK_SECONDS)
+
+    async def _keep_noting(self) -> None:
         while True:
-            with suppress(Unavailable):
-                await self.refresh()
-            self._end_expired()
+            await asyncio.sleep(LOOK_SECONDS)
             with suppress(Unavailable):  # they are noted a second later
                 await self._note_uses()
-            await asyncio.sleep(LOOK_SHARED_SECONDS if self._store is None else LOOK_SECONDS)
 
     async def refresh(self) -> None:
         """Learn what has changed. Raises Unavailable; the last known keys and revocations stay."""
