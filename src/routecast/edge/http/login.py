@@ -74,7 +74,10 @@ async def _finish(
     request: Request, provider: IdentityProvider, rules: GroupRules, sessions: Sessions
 ) -> Response:
     """Start the session of the person who comes back from the provider."""
-    given = parse_qs(request.scope["query_string"].decode("latin-1"), max_num_fields=100)
+    try:
+        given = parse_qs(request.scope["query_string"].decode("latin-1"), max_num_fields=100)
+    except ValueError:  # too many parameters
+        return _to_page(request, "refused")
     remembered = request.cookies.get(_cookie_name(request), "").split(".")
     (state,) = given.get("state", [""])[:1]
     is_ours = len(remembered) == _ATTEMPT_PARTS and compare_digest(
