@@ -29,6 +29,7 @@ from routecast.edge.access import (
     find_credential,
     read_query,
     split_bearers,
+    without_ticket,
 )
 from routecast.edge.access_control import listed_path
 from routecast.errors import BadCredential, BadHead, BadParameter, Forbidden, Invalid, MissingScope
@@ -276,6 +277,22 @@ def test_a_credential_in_a_url_is_refused_without_its_value(query: bytes) -> Non
 def test_other_parameters_pass(query: bytes) -> None:
     """The route reads them."""
     assert read_query(query) is None
+
+
+def test_a_query_of_very_many_parameters_is_not_read() -> None:
+    """Each takes a microsecond, of everyone's time, and anybody can send thousands."""
+    assert read_query(b"&".join([b"a=1"] * 1_000)) is None
+    with pytest.raises(BadParameter) as caught:
+        read_query(b"&" * 1_000)
+    assert caught.value.parameter == "query"
+
+
+@pytest.mark.parametrize("name", [b"ticket", b"TICKET", b"%74icket", b"tick%45t", b"+ticket"])
+def test_a_ticket_is_taken_out_in_each_spelling_in_which_it_counts(name: bytes) -> None:
+    """No error and no log has it."""
+    query = b"window=1h&" + name + b"=abc"
+    assert read_query(query, takes_ticket=True) == "abc"
+    assert without_ticket(query) == b"window=1h"
 
 
 def test_the_subprotocols_of_a_plain_request_are_no_credential() -> None:

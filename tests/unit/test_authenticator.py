@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from routecast.adapters.jwt_keys import JwtVerifier, TokenKey, secret_key
 from routecast.core.access import ANYONE, Principal, Scope
 from routecast.core.claims import LEEWAY, MAX_TOKEN, ClaimRules
+from routecast.edge.access import Access
 from routecast.errors import BadCredential, Unavailable
 from routecast.instruments import Instruments
 from routecast.services import authenticator as module
@@ -180,6 +181,43 @@ def test_api_keys_are_identified(clock: HeldClock, verifier: Verifier) -> None:
     alone = Authenticator(verifier, None, ClaimRules(), clock)
     with pytest.raises(BadCredential, match="no API keys"):
         alone.recognise("rc_1")
+
+
+def test_what_stands_for_a_token_ends_with_it(
+    authenticator: Authenticator, clock: HeldClock
+) -> None:
+    """A ticket, too: it must not make a token valid for longer. The leeway is the same."""
+    principal = authenticator.recognise(token(sub="ada"))
+    assert principal is not None
+    assert principal.expires is not None
+    authenticator.check(principal)
+    clock.moment = round((principal.expires + LEEWAY) * 1_000_000)
+    with pytest.raises(BadCredential, match="expired"):
+        authenticator.check(principal)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_who_has_waited_is_let_in_only_if_still_valid(
+    verifier: Verifier, clock: HeldClock, when: str
+) -> None:
+    """There was no stream to close when the credential was revoked."""
+    keys = Keys()
+    authenticator = Authenticator(verifier, keys, ClaimRules(), clock)
+    access = Access(authenticator)
+    principal = authenticator.recognise(token(sub="eve"))
+    assert principal is not None
+    if when == "after":
+        keys.revoke("eve")
+    assert access.is_valid(principal) is (when == "before")
+
+
+def test_who_came_without_a_credential_is_not_let_in_once_there_is_a_key(clock: HeldClock) -> None:
+    """The first key closes open streams, and so those that are about to open."""
+    keys = Keys()
+    access = Access(Authenticator(None, keys, ClaimRules(), clock))
+    assert access.is_valid(ANYONE)
+    keys.keys["rc_1"] = Principal("first")
+    assert not access.is_valid(ANYONE)
 
 
 def test_authentication_counts_as_on_while_keys_are_unknown(clock: HeldClock) -> None:

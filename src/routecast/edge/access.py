@@ -29,6 +29,7 @@ from routecast.edge.slow_refusals import SlowRefusals
 from routecast.errors import (
     BadCredential,
     BadHead,
+    BadParameter,
     CredentialInUrl,
     Forbidden,
     RoutecastError,
@@ -50,6 +51,8 @@ TICKET_PATHS: Final = frozenset({SOCKET_PATH, "/sse/metrics"})
 # (RFC 6265bis, 4.1.3.2).
 SESSION_COOKIE: Final = "routecast_session"
 SECURE_SESSION_COOKIE: Final = "__Host-routecast_session"
+# Parameters of a query, as `view.read_parameters` has it. A head has room for 32,000 empty ones.
+MAX_PARAMETERS: Final = 1_000
 # Requests and handshakes whose credential is being verified elsewhere, for example because the keys
 # of an identity provider are fetched; and the seconds for which each may wait.
 MAX_VERIFYING: Final = 256
@@ -204,6 +207,22 @@ class Access:
             assert credential is not None
             principal = await self.authenticate(credential)
         return principal
+
+    def is_valid(self, principal: Principal) -> bool:
+        """Whether a principal that was let in is still to be: see `Authenticator.check`.
+
+        For whoever has waited since, and only now begins a stream: what was revoked meanwhile did
+        not close it.
+        """
+        if self._authenticator is None:
+            return True
+        if principal is ANYONE:
+            return not self.required
+        try:
+            self._authenticator.check(principal)
+        except BadCredential:
+            return False
+        return not principal.session or self._sessions is None or self._sessions.knows(principal)
 
     # -- credentials in requests ----------------------------------------------------------------
 
@@ -390,10 +409,15 @@ def read_query(query: bytes, *, takes_ticket: bool = False) -> str | None:
     """Return the ticket in a query; None if it has none.
 
     Raises CredentialInUrl if it has a parameter for another credential, or for a ticket that opens
-    no stream here, and BadHead if it has several tickets.
+    no stream here, BadHead if it has several tickets, and BadParameter if it has too many
+    parameters.
     """
-    tickets = []
-    for pair in query.split(b"&") if query else ():
+    tickets: list[str] = []
+    if not query:
+        return None
+    if query.count(b"&") >= MAX_PARAMETERS:  # before each is read: anyone can send them
+        raise BadParameter("query", f"must have at most {MAX_PARAMETERS:,} parameters")
+    for pair in query.split(b"&"):
         name, _, value = pair.partition(b"=")
         if len(name) > 100:  # no name of a credential is so long, however it is written
             continue
@@ -415,7 +439,8 @@ def read_query(query: bytes, *, takes_ticket: bool = False) -> str | None:
 
 def without_ticket(query: bytes) -> bytes:
     """Return a query without its ticket, so that no error and no log can have it."""
-    if TICKET_PARAMETER.encode() not in query.lower():
+    # With a `%`, the name may be written in another way.
+    if b"%" not in query and TICKET_PARAMETER.encode() not in query.lower():
         return query
     return b"&".join(
         pair

@@ -74,6 +74,10 @@ class MetricsEvents:
         try:
             await send(start)
             await write(b"retry: %d\n\n" % random.choice(_RETRY))
+            # A client that does not read delays this, and could outlast its revocation.
+            if not self._admission.access.is_valid(principal_of(scope)):
+                await write(b"", more=False)
+                return
             _, ours = await connection.run(
                 self._peers.peer(connection, session, None, principal_of(scope)),
                 self._instruments,

@@ -10,7 +10,8 @@ from hashlib import sha256
 from typing import Final, Protocol
 
 from routecast.core.access import ANYONE, Principal
-from routecast.core.claims import MAX_TOKEN
+from routecast.core.claims import LEEWAY, MAX_TOKEN
+from routecast.core.decision import SECOND
 from routecast.core.keys import KEY_PREFIX
 from routecast.errors import BadCredential, Unavailable
 from routecast.ports import Clock, TokenVerifier
@@ -125,10 +126,13 @@ class Authenticator:
         return principal
 
     def check(self, principal: Principal) -> None:
-        """Raise BadCredential if a credential that was accepted before is revoked; Unavailable.
+        """Raise BadCredential if a credential that was accepted before is not any more.
 
-        For tickets and sessions, which stand for it.
+        For tickets and sessions, which stand for it. Raises Unavailable while that is unknown.
         """
+        now = self._clock.now() / SECOND
+        if principal.expires is not None and principal.expires + LEEWAY <= now:
+            raise BadCredential("the credential has expired")
         if self._keys is not None:
             self._keys.check(principal)
 

@@ -111,6 +111,10 @@ class Sessions:
             self._remember(known := principal)
         return self._valid(known)
 
+    def knows(self, principal: Principal) -> bool:
+        """Whether the session of a principal goes on, as far as this node knows."""
+        return principal.session in self._known
+
     async def end(self, principal: Principal) -> None:
         """End a principal's session, on all nodes, and close its streams. Raises Unavailable."""
         if principal.session:

@@ -45,6 +45,10 @@ class MetricsSocket:
             return
         try:
             await send({"type": "websocket.accept", "subprotocol": spoken})
+            # It may have been revoked meanwhile, when there was no stream to close.
+            if not self._admission.access.is_valid(principal_of(scope)):
+                await send({"type": "websocket.close", "code": int(CloseCode.UNAUTHENTICATED)})
+                return
             encoding = ENCODINGS.get(spoken or "")
             await self._serve(
                 session,
