@@ -3,6 +3,7 @@
 import asyncio
 import json
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
@@ -607,16 +608,24 @@ async def test_a_slow_reader_gets_one_merged_delta(
     tmp_path_factory: pytest.TempPathFactory, edge: Edge
 ) -> None:
     """A slow reader gets one delta from the version it was last sent to the newest."""
-    batch = [{**GOOD, "strategy": f"{number:03}" + "x" * 60, "cost": 1} for number in range(400)]
+    names = [f"{number:03}" + "x" * 60 for number in range(400)]
+    batch = [{"strategy": name, "provider": name, "model": name, "cost": 1} for name in names]
     with Server(tmp_path_factory.mktemp("slow"), edge=edge) as server:
-        async with v1_client(server, compression=None, max_queue=1, ping_interval=None) as client:
+        narrow = socket.socket()  # takes little, so that few large messages fill it
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        narrow.connect(("127.0.0.1", server.port))
+        async with v1_client(
+            server, compression=None, max_queue=1, ping_interval=None, sock=narrow
+        ) as client:
             await client.subscribe("main", interval=FAST)
             client.stream.transport.pause_reading()
             while server.instrument("routecast_frames_conflated_total") < 1:
                 server.post(batch)  # nearly all of the document changes
+                assert server.active() == 1
             # Small ones from now on: the client is disconnected if it reads nothing for 10 s.
-            while server.instrument("routecast_frames_conflated_total") < 5:
+            while server.instrument("routecast_frames_conflated_total") < 3:
                 server.post(GOOD)
+                assert server.active() == 1
             for _ in range(3):
                 seq = server.post({**GOOD, "strategy": "last"})["position"]["seq"]
             client.stream.transport.resume_reading()
