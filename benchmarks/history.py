@@ -22,7 +22,7 @@ from benchmarks.totals import Filled
 from benchmarks.traffic import FAILING, MODELS, STRATEGIES, latencies
 from routecast.core.decision import DAY, SECOND, DecisionRecord
 from routecast.core.history import GROUPS
-from routecast.server.app import open_store
+from routecast.server.databases import open_store
 
 SMALL: Final = 50_000
 LARGE: Final = 5_000_000

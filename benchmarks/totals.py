@@ -20,7 +20,7 @@ from benchmarks.servers import routecast
 from benchmarks.traffic import MODELS, STRATEGIES, latencies
 from routecast.core.decision import MINUTE, DecisionRecord
 from routecast.protocol import BANDS
-from routecast.server.app import open_store
+from routecast.server.databases import open_store
 from routecast.server.run import spare_collector
 
 SMALL: Final = 5_000

@@ -16,7 +16,7 @@ from routecast.adapters.store.sqlite import backup as module
 from routecast.adapters.store.sqlite.marks import shm_of, wal_of
 from routecast.errors import BadDatabase, BadSettings, Damaged, InUse, Unavailable
 from routecast.ports import Checked, Difference
-from routecast.server.app import open_backups, open_store
+from routecast.server.databases import open_backups, open_store
 from tests.support.decisions import NOW, assert_sums, kept
 from tests.support.keys import a_revocation, an_api_key, put
 from tests.support.needs import skip_without

@@ -1,7 +1,7 @@
 """`main`: the command `routecast`, with its subcommands by name."""
 
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Annotated, Any, Final
 
 import typer
@@ -113,7 +113,9 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"routecast {metadata.version('routecast')}")
+        from importlib.metadata import version  # slow to import
+
+        typer.echo(f"routecast {version('routecast')}")
         raise typer.Exit
 
 

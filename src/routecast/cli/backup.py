@@ -40,7 +40,7 @@ def backup(
 
     Example: routecast backup /backup/routecast.db
     """
-    from routecast.server.app import open_backups  # slow to import
+    from routecast.server.databases import open_backups  # slow to import
 
     backups = open_backups(load_settings(database_url=database).database_url)
     if target.is_dir():

@@ -27,7 +27,7 @@ def run_on_database(
 
     With `create`, make the database if there is none.
     """
-    from routecast.server.app import create_database, open_store  # slow to import
+    from routecast.server.databases import create_database, open_store  # slow to import
 
     async def run() -> T:
         if create:

@@ -31,7 +31,7 @@ def restore(
 
     Example: routecast restore /backup/routecast.db
     """
-    from routecast.server.app import open_backups  # slow to import
+    from routecast.server.databases import open_backups  # slow to import
 
     backups = open_backups(load_settings(database_url=database).database_url)
     if not source.is_file():

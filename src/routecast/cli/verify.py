@@ -30,7 +30,7 @@ def verify(
     Exits with 0 if there are no differences, 1 if there are some or if the database cannot be read
     now, and 2 if there is no database of Routecast.
     """
-    from routecast.server.app import open_store  # slow to import
+    from routecast.server.databases import open_store  # slow to import
 
     store = open_store(load_settings(database_url=database).database_url, create=False)
     differences = asyncio.run(_verify(store))

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -26,7 +25,6 @@ from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.prices import GenaiPrices
 from routecast.adapters.records.memory import MemoryRecords
 from routecast.adapters.store.null import NullStore
-from routecast.adapters.store.sqlite import SqliteBackups, SqliteStore
 from routecast.core.cardinality import COMBINATION, CardinalityLimiter
 from routecast.core.claims import ClaimRules
 from routecast.core.client_limits import ClientLimit, LimitMode, LimitModes
@@ -65,12 +63,10 @@ from routecast.edge.ws.upgrade_probe import METHODS, UpgradeProbe
 from routecast.errors import BadSettings, RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import (
-    Backups,
     Bus,
     Cache,
     Clock,
     Cluster,
-    Database,
     IdentityProvider,
     KeyStore,
     Prices,
@@ -80,6 +76,7 @@ from routecast.ports import (
 )
 from routecast.protocol import Components, EngineStatus, HealthReport
 from routecast.server.config import Settings
+from routecast.server.databases import file_of, open_store
 from routecast.services.authenticator import Authenticator
 from routecast.services.history import HistoryService
 from routecast.services.ingest import Ingest
@@ -110,7 +107,6 @@ from routecast.streaming.history_subscriptions import HistorySubscriptions
 from routecast.streaming.operator_view import OperatorView
 from routecast.streaming.peers import Peers
 from routecast.streaming.principals import StreamPrincipals
-from routecast.urls import masked, split_url
 
 # The modules of Redis, PostgreSQL and tokens are imported in the functions that use them. A process
 # that uses none of them starts a third sooner.
@@ -145,65 +141,6 @@ REOPEN_SECONDS = 1.0
 CLOUDFLARE_KEYS = "/cdn-cgi/access/certs"
 # The setting that limits a part of names, if it is not ROUTECAST_MAX_NAMES.
 _LIMITS = {COMBINATION: "ROUTECAST_MAX_SERIES"}
-
-
-def open_store(url: str, *, create: bool = True, connections: int = 5) -> Database:
-    """Return the store that a database URL names, not yet opened. Raises BadSettings.
-
-    Without `create`, opening it fails if there is no such database. `connections` is the maximum
-    number of connections to a database server.
-    """
-    path = _file_of(url)
-    if path is not None:
-        return SqliteStore(path, create=create)
-    from routecast.adapters.store.postgres import PostgresStore
-
-    return PostgresStore(url, create=create, connections=connections)
-
-
-async def create_database(url: str) -> None:
-    """Make the database that a URL names, unless there is one. Raises BadSettings, Unavailable."""
-    path = _file_of(url)
-    if path is not None and path.exists():  # a server may have it open
-        return
-    store = open_store(url)
-    try:
-        await store.open()
-    finally:
-        await store.close()
-
-
-def open_backups(url: str) -> Backups:
-    """Return the backups of the database that a URL names. Raises BadSettings."""
-    path = _file_of(url)
-    if path is not None:
-        return SqliteBackups(path)
-    from routecast.adapters.store.postgres import PostgresBackups
-
-    return PostgresBackups(url)
-
-
-def _file_of(url: str) -> Path | None:
-    """Return the file that a database URL names; None for PostgreSQL. Raises BadSettings."""
-    shown = f"database (ROUTECAST_DATABASE_URL) {masked(url)!r}"
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme.lower() == "sqlite":
-        # Everything after it is the path: file names may contain characters that have a meaning in
-        # other URLs.
-        path = rest.removeprefix("/")
-        if not rest.startswith("/") or not path or path == ":memory:" or "\0" in path:
-            raise BadSettings(
-                f"{shown}: name a file, as in sqlite:///routecast.db (relative) or "
-                "sqlite:////var/lib/routecast.db (absolute)"
-            )
-        return Path(path)
-    try:
-        parts = split_url(url)
-    except ValueError as error:
-        raise BadSettings(f"{shown}: {error}") from None
-    if parts.scheme not in ("postgresql", "postgres"):
-        raise BadSettings(f"{shown}: must start with sqlite:/// or postgresql://")
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +287,7 @@ class Services:
         self._topology = topology = Topology(
             has_bus=settings.redis_url is not None,
             has_store=has_store,
-            shares_store=has_store and _file_of(settings.database_url) is None,
+            shares_store=has_store and file_of(settings.database_url) is None,
         )
         self._needs_prices = settings.prices and topology.has_store
         self._stopping: asyncio.Task[None] | None = None
