@@ -339,10 +339,19 @@ def test_an_escaped_path_is_the_same_route(server: Server) -> None:
 
 
 def test_another_method_needs_a_credential(server: Server) -> None:
-    """With one, the answer is 405, whatever its scopes."""
-    for method, path in (("DELETE", "/v1/history"), ("POST", "/health"), ("GET", "/v1/decisions")):
+    """With one, the answer is 405, whatever its scopes, and names all methods of the path."""
+    for method, path, allowed in (
+        ("DELETE", "/v1/history", "GET, HEAD"),
+        ("POST", "/health", "GET, HEAD"),
+        ("GET", "/v1/decisions", "POST"),
+        ("PUT", "/auth/session", "DELETE, GET, HEAD, POST"),
+        ("POST", "/v1/admin/connections", "DELETE, GET, HEAD"),
+        ("GET", "/v1/admin/connections/0123456789abcdef", "DELETE"),
+        ("PUT", "/ws/metrics", "GET, HEAD, OPTIONS"),
+    ):
         assert ask(server, (method, path)).status == 401
-        assert ask(server, (method, path), token("")).status == 405
+        answer = ask(server, (method, path), token(""))
+        assert (answer.status, answer.headers["allow"]) == (405, allowed)
 
 
 @pytest.mark.parametrize("path", ["/routing/metrics", "/v1/history", "/metrics", "/sse/metrics"])

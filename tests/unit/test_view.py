@@ -53,7 +53,7 @@ def test_every_parameter_is_read() -> None:
     )
 
 
-@pytest.mark.parametrize("interval", ["0.1", "60", "60.0", "5.0"])
+@pytest.mark.parametrize("interval", ["0.1", "60", "60.0", "5.0", "26.74723725127578"])
 def test_any_interval_of_the_range_is_accepted(interval: str) -> None:
     """The range is 0.1 to 60 seconds, both ends included."""
     assert parse_query(f"interval={interval}").interval == float(interval)

@@ -26,7 +26,7 @@ from routecast.protocol import (
     Filters,
 )
 
-_DECIMAL: Final = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
+_DECIMAL: Final = re.compile(r"\d{1,4}(\.\d{1,20})?", re.ASCII)
 FILTERS: Final = ("strategy", "provider", "model", "project")
 INTERVAL_RULE: Final = f"must be a number of seconds from {MIN_INTERVAL:g} to {MAX_INTERVAL:g}"
 VIEW_PARAMETERS: Final = ("fields", *FILTERS, "window", "interval")

@@ -1,6 +1,7 @@
 """Errors as `application/problem+json` (RFC 9457)."""
 
 import re
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 import msgspec
@@ -9,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from routecast import audit
+from routecast.core.access import SCOPE_OF_ROUTE
+from routecast.edge.access import route_path
 from routecast.errors import (
     BadBody,
     BadCredential,
@@ -36,6 +39,9 @@ _NOT_DESCRIBED = re.compile(r'[^ -~]|["\\]')
 # The routes of streams: whoever does not get one was refused.
 STREAM_ROUTES = frozenset({"/ws/metrics", "/sse/metrics"})
 _REFUSALS = (BadCredential, CredentialInUrl, Forbidden, Misdirected, OverLimit)
+
+
+_Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class Unsupported(RoutecastError):
@@ -122,12 +128,30 @@ async def on_routecast_error(_: Request, error: Exception) -> Response:
     return respond_error(error)
 
 
-async def on_http_error(_: Request, error: Exception) -> Response:
-    """Answer requests that the framework refuses: no such path, method not allowed."""
-    assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    problem = Problem(title=status.phrase, status=status, detail=error.detail)
-    return respond(problem, dict(error.headers or {}))
+def http_error_handler(route_of: Callable[[str], str]) -> _Handler:
+    """Return what answers requests that the framework refuses: no such path, method not allowed.
+
+    `route_of` returns a path as the router has it; "" for one that does not exist.
+    """
+
+    async def answer(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        status = HTTPStatus(error.status_code)
+        problem = Problem(title=status.phrase, status=status, detail=error.detail)
+        headers = dict(error.headers or {})
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = _allowed(route_of(route_path(request.scope)))
+        return respond(problem, headers)
+
+    return answer
+
+
+def _allowed(path: str) -> str:
+    """Return the methods of a path; the framework knows those of its first route only."""
+    methods = {method for method, listed in SCOPE_OF_ROUTE if listed == path}
+    if "GET" in methods:
+        methods.add("HEAD")
+    return ", ".join(sorted(methods))
 
 
 async def on_crash(_: Request, __: Exception) -> Response:

@@ -8,8 +8,9 @@ _NUMBER: Final = {"type": "number"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _MAYBE: Final = {"type": ["number", "null"]}
 _STAMP: Final = {"type": "string", "format": "date-time"}
-# RFC 3339 with an offset, as decisions and queries have it; validators need not check `format`.
-_TIME: Final = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
+# RFC 3339 with an offset, as decisions and queries have it, from 1970 on; validators need not check
+# `format`.
+_TIME: Final = r"^(19[7-9]\d|[2-9]\d{3})-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
 
 
 def time_in(latest: int | None = None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from routecast.edge.http.ops import ops_router, page_router
 from routecast.edge.http.session import session_router
 from routecast.edge.http.tickets import tickets_router
 from routecast.edge.openapi import describe
-from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
+from routecast.edge.problem import http_error_handler, on_crash, on_routecast_error
 from routecast.edge.proxies import Proxies
 from routecast.edge.proxy_sign_in import ProxySignIn
 from routecast.edge.slow_refusals import SlowRefusals
@@ -727,7 +727,7 @@ def create_app(settings: Settings, engines: Engines | None = None) -> App:
     app.state.services = services
     _add_routes(app, settings, services)
     app.add_exception_handler(RoutecastError, on_routecast_error)
-    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(HTTPException, http_error_handler(route_of))
     app.add_exception_handler(Exception, on_crash)
     return app
 

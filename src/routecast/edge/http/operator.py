@@ -200,6 +200,9 @@ _CONNECTIONS_RESPONSES: Final = {
     "200": _answer("The page.", "OpenConnections", "ClosedConnections"),
     "400": _BAD_PARAMETER,
 }
+_RECONNECT_PARAMETER: Final = _parameter(
+    _RECONNECT, "Whether the client may reconnect, after a while.", **_BOOLEAN
+)
 _DISCONNECT_QUERY: Final[list[dict[str, Any]]] = [
     {
         "name": "identity",
@@ -208,7 +211,7 @@ _DISCONNECT_QUERY: Final[list[dict[str, Any]]] = [
         "schema": {"type": "string"},
         "description": "The `id` of the connection.",
     },
-    _parameter(_RECONNECT, "Whether the client may reconnect, after a while.", **_BOOLEAN),
+    _RECONNECT_PARAMETER,
 ]
 _DISCONNECT_RESPONSES: Final = {
     "204": {"description": "The stream is being closed."},
@@ -218,8 +221,11 @@ _DISCONNECT_RESPONSES: Final = {
     "503": {"description": "It may be on a node that does not answer.", **PROBLEM},
 }
 _EXPEL_QUERY: Final[list[dict[str, Any]]] = [
-    {**_parameter(_SUBJECT, "Whose streams are closed.", type="string"), "required": True},
-    *_DISCONNECT_QUERY,
+    {
+        **_parameter(_SUBJECT, "Whose streams are closed.", type="string", minLength=1),
+        "required": True,
+    },
+    _RECONNECT_PARAMETER,
 ]
 _EXPEL_RESPONSES: Final = {
     "200": _answer("The number of streams that are being closed.", "Expelled"),
