@@ -21,8 +21,8 @@ from routecast.adapters.clock import SystemClock
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.prices import GenaiPrices
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.server.app import Engines
 from routecast.server.config import Settings
+from routecast.server.engines import Engines
 from tests.support.clock import HeldClock
 from tests.support.in_process_server import InProcessServer
 from tests.support.server import EDGES, Edge, Server

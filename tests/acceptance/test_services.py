@@ -17,8 +17,9 @@ from websockets.typing import Subprotocol
 
 from routecast.errors import Unavailable
 from routecast.protocol import V1_JSON
-from routecast.server.app import Services, open_engines
 from routecast.server.config import Settings
+from routecast.server.engines import open_engines
+from routecast.server.services import Services
 from routecast.services import supervisor
 from tests.support.decisions import batch_of, kept
 from tests.support.ports import free_port
@@ -106,7 +107,7 @@ def break_service(services: Services, name: str, failing: Failing) -> None:
     """Make a service, or a part of one, fail when it is started."""
     if name in PARTS:
         owner, attribute = PARTS[name]
-        holder: Any = services.ingest if owner == "ingest" else services.engines.bus
+        holder: Any = services.numbers.ingest if owner == "ingest" else services.engines.bus
         setattr(holder, attribute, failing.of(getattr(holder, attribute)))
         return
     start = services.supervisor.start
@@ -139,7 +140,7 @@ async def test_node_recovers_from_a_failure_at_each_await(
             with suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(REACH_SECONDS):
                     sent = batch_of([kept(next(numbers))])
-                    accepted += (await services.ingest.accept(sent)).accepted
+                    accepted += (await services.numbers.ingest.accept(sent)).accepted
             with suppress(TimeoutError):
                 async with asyncio.timeout(REACH_SECONDS):
                     while broken.starts == starts:  # noqa: ASYNC110  -- it has no event
@@ -148,13 +149,13 @@ async def test_node_recovers_from_a_failure_at_each_await(
         while True:
             try:
                 sent = batch_of([kept(next(numbers))])
-                accepted += (await services.ingest.accept(sent)).accepted
+                accepted += (await services.numbers.ingest.accept(sent)).accepted
                 break
             except Unavailable:
                 await asyncio.sleep(0.01)
         stored = await services.engines.store.position()
-        await until(lambda: services.live.position is not None)
-        while services.live.position != stored:  # noqa: ASYNC110  -- it has no event
+        await until(lambda: services.numbers.live.position is not None)
+        while services.numbers.live.position != stored:  # noqa: ASYNC110  -- it has no event
             await asyncio.sleep(0.01)
         await until(lambda: not services.supervisor.failing)
         states = services.supervisor.services
@@ -323,8 +324,9 @@ def test_streams_go_on_after_a_crash(
 
 STARTED = """
 import asyncio, sys
-from routecast.server.app import Services, open_engines
 from routecast.server.config import Settings
+from routecast.server.engines import open_engines
+from routecast.server.services import Services
 
 async def start():
     settings = Settings(database_url=sys.argv[1], prices=sys.argv[2] == "on")

@@ -17,8 +17,8 @@ from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.prices import GenaiPrices
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.edge import sse
-from routecast.server.app import Engines
 from routecast.server.config import Settings
+from routecast.server.engines import Engines
 from tests.support.in_process_server import InProcessServer
 from tests.support.raw import RawConnection
 from tests.support.server import Server

@@ -186,8 +186,9 @@ def test_a_server_for_others_says_what_to_set(tmp_path: Path) -> None:
 
 STARTED = """
 import asyncio, sys
-from routecast.server.app import create_app, open_engines
+from routecast.server.app import create_app
 from routecast.server.config import Settings
+from routecast.server.engines import open_engines
 
 async def start():
     settings = Settings(database_url=sys.argv[1], prices=False)

@@ -10,9 +10,9 @@ import yaml
 
 from routecast.edge.http.http_protocol import MAX_HEAD_BYTES
 from routecast.protocol import MAX_BODY_BYTES, MAX_INTERVAL
-from routecast.server.app import DRAIN_SECONDS, STREAMS_CLOSE_SECONDS
 from routecast.server.config import Settings
 from routecast.server.run import STOP_GRACE_SECONDS
+from routecast.server.services import DRAIN_SECONDS, STREAMS_CLOSE_SECONDS
 from routecast.streaming.heartbeat import PING_SECONDS
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from routecast.server.app import DRAIN_SECONDS, STREAMS_CLOSE_SECONDS
 from routecast.server.config import Settings
 from routecast.server.run import STOP_GRACE_SECONDS
+from routecast.server.services import DRAIN_SECONDS, STREAMS_CLOSE_SECONDS
 from tests.support.needs import skip_without
 from tests.support.nginx import Nginx
 

@@ -14,8 +14,10 @@ import uvicorn
 from routecast.edge.http.fast_path import FastPathHttpProtocol
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.proxies import Proxies
-from routecast.server.app import Engines, Services, create_app
+from routecast.server.app import create_app
 from routecast.server.config import Settings
+from routecast.server.engines import Engines
+from routecast.server.services import Services
 from tests.support.server import Edge
 
 T = TypeVar("T")
@@ -59,7 +61,7 @@ class InProcessServer:
             )
             http = partial(FastPathHttpProtocol, app.decisions, shared)
             config.http = cast("type[asyncio.Protocol]", http)
-            config.ws = cast("type[asyncio.Protocol]", self.services.websockets.protocol)
+            config.ws = cast("type[asyncio.Protocol]", self.services.streams.websockets.protocol)
         self._server = _ServerWithStartEvent(config)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)

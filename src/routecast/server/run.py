@@ -23,11 +23,13 @@ from routecast.audit import refusals
 from routecast.edge.http.fast_path import FastPathHttpProtocol
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.errors import BadSettings, Unavailable
-from routecast.server.app import STREAMS_CLOSE_SECONDS, Services, create_app, open_engines
+from routecast.server.app import create_app
 from routecast.server.config import Settings
+from routecast.server.engines import open_engines
 from routecast.server.inherited_sockets import take_over
 from routecast.server.json_log import start_log
 from routecast.server.rlimits import allow_open_files, open_files
+from routecast.server.services import STREAMS_CLOSE_SECONDS, Services
 from routecast.server.worker_processes import WorkerProcesses
 
 # When the server stops, open requests get this time, in seconds, after its streams were closed. It
@@ -130,7 +132,7 @@ class _Server(uvicorn.Server):
         # First stop accepting, then close streams with a time to reconnect, then everything else.
         for listening in self.servers:
             listening.close()
-        await self._services.manager.close(STREAMS_CLOSE_SECONDS)
+        await self._services.streams.manager.close(STREAMS_CLOSE_SECONDS)
         await super().shutdown(sockets)
         refusals.flush()
 
@@ -205,14 +207,14 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
     services: Services = app.state.services
     edge = HttpEdge(
         services.instruments,
-        services.proxies,
+        services.authentication.proxies,
         keep_alive=settings.keep_alive,
         files=open_files(),
     )
     config = uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", partial(FastPathHttpProtocol, app.decisions, edge)),
-        ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
+        ws=cast("type[asyncio.Protocol]", services.streams.websockets.protocol),
         proxy_headers=False,  # `edge/proxies.py` reads them, for all edges
         timeout_graceful_shutdown=STOP_GRACE_SECONDS,
         log_config=None,

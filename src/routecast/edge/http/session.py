@@ -4,7 +4,6 @@ The cookie is a random text that stands for the credential. No script can read i
 another site can use it (`edge/access.py`).
 """
 
-from collections.abc import Callable
 from http import HTTPStatus
 from time import time
 from typing import Any, Final
@@ -112,7 +111,7 @@ class _SignIn(msgspec.Struct):
 
 
 def session_router(
-    access: Access, sessions: Sessions, sites: Sites, has_provider: Callable[[], bool]
+    access: Access, sessions: Sessions, sites: Sites, *, has_provider: bool
 ) -> APIRouter:
     """Return the router of sessions."""
     router = APIRouter(tags=["sign-in"])
@@ -127,7 +126,7 @@ def session_router(
         principal = await _principal(access, request) if access.required else None
         person = None if principal is None else _person(principal)
         return _json(
-            {"authentication": access.required, "provider": has_provider(), "person": person}
+            {"authentication": access.required, "provider": has_provider, "person": person}
         )
 
     @router.post(
