@@ -68,7 +68,7 @@ def databases(
     monkeypatch.setattr(names, "ROLLUPS_AT_ONCE", 2)
     if request.param == "sqlite":
         return SqliteDatabases(tmp_path)
-    if request.param == "pgbouncer" and "test_life" in request.node.name:
+    if request.param == "pgbouncer" and request.node.get_closest_marker("many_databases"):
         skip_as_meant("the lives of stores take a hundred databases, and no pooler")
     server = request.getfixturevalue("postgres")
     if request.param == "postgres":

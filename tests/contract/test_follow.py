@@ -203,6 +203,7 @@ class Life(RuleBasedStateMachine):
         )
 
 
+@pytest.mark.many_databases
 def test_a_chart_always_equals_the_decisions(databases: Databases) -> None:
     """This holds at each position, whatever comes late, is lost or closes."""
 

@@ -242,6 +242,7 @@ class Life(RuleBasedStateMachine):
         assert_history(document, self.counted, group_by=group_by, filters=filters)
 
 
+@pytest.mark.many_databases
 def test_a_history_always_equals_a_plain_list(databases: Databases) -> None:
     """This holds after commits, summaries and retention in any order."""
 

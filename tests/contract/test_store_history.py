@@ -4,6 +4,7 @@ import asyncio
 from itertools import islice
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -242,6 +243,7 @@ class StoreLife(RuleBasedStateMachine):
             )
 
 
+@pytest.mark.many_databases
 def test_a_store_always_equals_the_model(databases: Databases) -> None:
     """This holds after commits, duplicates, retention and reopening in any order."""
 

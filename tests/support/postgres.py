@@ -104,7 +104,10 @@ class OwnPostgres(Postgres):
         # The kernel ends the server with the thread that started it, so that is a thread that
         # stays.
         self._thread = ThreadPoolExecutor(1)
-        self._settings = {"listen_addresses": "", "max_connections": "80", **(settings or {})}
+        # What a process wrote is there after it is killed; only the machine's end would lose it.
+        unsafe = {"fsync": "off", "full_page_writes": "off"}
+        usual = {"listen_addresses": "", "max_connections": "80", **unsafe}
+        self._settings = {**usual, **(settings or {})}
         # A short path, because the name of a socket is limited.
         self.folder = Path(tempfile.mkdtemp(prefix="pg", dir=folder))
         if USER:
