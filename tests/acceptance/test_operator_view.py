@@ -361,7 +361,8 @@ async def test_clients_of_another_node_are_disconnected(tmp_path: Path, redis_ur
             ]
             for stream in streams:
                 await stream.recv()
-            (row,) = listed(first, subject="bob", node=listed(second)[-1]["node"])
+            name = second.http.get(CONNECTIONS).json()["node"]
+            (row,) = listed(first, subject="bob", node=name)
             assert first.http.delete(f"{CONNECTIONS}/{row['id']}").status_code == 204
             await read_to_the_end(streams[3])
             assert streams[3].close_code == 4403
