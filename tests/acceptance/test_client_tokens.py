@@ -219,10 +219,9 @@ async def test_the_default_stream_reconnects_with_a_new_token() -> None:
             await connection.close(4401)
         await connection.wait_closed()
 
-    token = lambda: f"t{next(numbers)}"  # noqa: E731
     async with (
         scripted(script, protocols=()) as server,
-        connect(server.url, token=token, protocols=()) as client,
+        connect(server.url, token=lambda: f"t{next(numbers)}", protocols=()) as client,
     ):
         await take_until(await client.subscribe(), 2)
     assert shown == ["Bearer t1", "Bearer t2"]

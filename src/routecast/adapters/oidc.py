@@ -71,8 +71,9 @@ class OidcProvider:
 
     async def address(self, attempt: SignInAttempt) -> str:
         discovery, _ = await self._discover()
-        # The stubs of the library left these untyped.
-        challenge = create_s256_code_challenge(attempt.verifier)  # type: ignore[no-untyped-call]
+        challenge = create_s256_code_challenge(  # type: ignore[no-untyped-call]  # -- untyped stub
+            attempt.verifier
+        )
         address: str = prepare_grant_uri(
             discovery.authorization_endpoint,
             client_id=self._client_id,
@@ -109,7 +110,7 @@ class OidcProvider:
             post = "client_secret_post"
             method = post if post in methods else "client_secret_basic"
         auth = ClientAuth(self._client_id, self._secret, method)
-        url, headers, body = auth.prepare(  # type: ignore[no-untyped-call]
+        url, headers, body = auth.prepare(  # type: ignore[no-untyped-call]  # -- untyped stub
             "POST", discovery.token_endpoint, dict(_FORM_TYPE), body
         )
         try:
