@@ -70,7 +70,7 @@ log = logging.getLogger(__name__)
 
 # The wait for a free session, and then for a server to accept it, in seconds: at least ASK_SECONDS.
 ACQUIRE_SECONDS: Final = 5.0
-# The number of sessions that only commits, checks and reads of the position may use.
+# The number of sessions that only commits, checks, and reads of the position and of keys may use.
 SPARE_SESSIONS: Final = 2
 # The time for a whole check, or read of the position, in seconds: callers need an answer soon.
 POSITION_SECONDS: Final = ASK_SECONDS
@@ -269,7 +269,7 @@ class PostgresStore:
             return await access.version(session)
 
     async def access(self) -> AccessRecords:
-        async with self._snapshot() as session:
+        async with self._snapshot(spare=True) as session:
             return await access.read(session)
 
     async def change_access(self, decide: DecideChange) -> None:
@@ -379,10 +379,10 @@ class PostgresStore:
                 yield session
 
     @asynccontextmanager
-    async def _snapshot(self) -> AsyncIterator[DatabaseSession]:
-        """A session that sees the database at one moment."""
+    async def _snapshot(self, *, spare: bool = False) -> AsyncIterator[DatabaseSession]:
+        """A session that sees the database at one moment; `spare` as for `_session`."""
         async with (
-            self._session() as session,
+            self._session(spare=spare) as session,
             transaction(session, isolation="repeatable_read", readonly=True),
         ):
             yield session
