@@ -14,6 +14,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -545,9 +546,7 @@ async def test_v1_has_nothing_of_other_projects(server: Server, subprotocol: str
             await client.send(
                 {"type": "history", "id": identity, "group_by": "strategy", "follow": follow}
             )
-            history = await client.receive_until(
-                lambda message, wanted=identity: message.get("id") == wanted
-            )  # type: ignore[misc]
+            history = await client.receive_until(partial(has_id, identity))
             assert [each["key"] for each in history["series"]] == [f"s-{THEIRS}"]
         for kind in ("subscribe", "history"):
             await client.send({"type": kind, "id": "b", "filter": {"project": [OURS]}})
@@ -596,6 +595,11 @@ class v1:  # noqa: N801  # -- used as a function
 
     async def __aexit__(self, *given: Any) -> None:
         await self._opening.__aexit__(*given)
+
+
+def has_id(identity: str, message: Any) -> bool:
+    """Whether a message of routecast.v1 has this id."""
+    return bool(message.get("id") == identity)
 
 
 def key_in(output: str) -> str:
@@ -719,6 +723,38 @@ async def test_revoking_ends_requests_and_streams(server: Server) -> None:
         assert answer.status == GOOD_STATUS.get(route, 200)
 
 
+@pytest.mark.parametrize("way", ["plain", "from a page", "chunked"])
+def test_a_credential_that_is_revoked_while_the_body_comes(server: Server, way: str) -> None:
+    """Its decisions are not taken. A body may take half a minute."""
+    identity = way.replace(" ", "-")
+    credential = token("write", jti=f"late-{identity}")
+    body = json.dumps(DECISION).encode()
+    fields = {
+        "plain": f"Content-Length: {len(body)}",
+        "from a page": f"Content-Length: {len(body)}\r\nOrigin: {server.url}",
+        "chunked": "Transfer-Encoding: chunked",
+    }
+    head = (
+        f"POST /v1/decisions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+        f"Authorization: Bearer {credential}\r\n{fields[way]}\r\n\r\n"
+    )
+    whole = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if way == "chunked" else body
+    route = ("POST", "/v1/decisions")
+    before = document(server, f"?project={SENT}")["total_decisions"]
+    with RawConnection(server.port) as connection:
+        connection.send(head.encode() + whole[:8])
+        assert ask(server, route, credential).status == 200  # so the head was read before
+        database = ("--database", f"sqlite:///{server.database}")
+        assert not routecast("token", "revoke", "--jti", f"late-{identity}", *database).returncode
+        until(lambda: ask(server, route, credential).status == 401)
+        taken = document(server, f"?project={SENT}")["total_decisions"]
+        connection.send(whole[8:])
+        answer = connection.answer()
+    assert answer.status == 401
+    assert b"revoked" in answer.body
+    assert before < taken == document(server, f"?project={SENT}")["total_decisions"]
+
+
 @pytest.fixture(params=EDGES)
 def plain_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server without authentication."""
@@ -735,7 +771,7 @@ async def test_the_first_key_turns_authentication_on(plain_server: Server) -> No
         connect(server.ws_url, additional_headers=ignored) as plain,
         connect(
             server.ws_url,
-            subprotocols=[JSON, protocol("garbage")],  # type: ignore[list-item]
+            subprotocols=[JSON, protocol("garbage")],  # type: ignore[list-item]  # -- a NewType of str
         ) as v1_stream,
     ):
         assert v1_stream.subprotocol == JSON

@@ -36,6 +36,8 @@ LIMITS: Final = {
     "ROUTECAST_MAX_FRAMES_A_SECOND": "12",
     "ROUTECAST_MAX_MESSAGES_A_MINUTE": "10",
     "ROUTECAST_MAX_BYTES_A_MINUTE": "2000",
+    "ROUTECAST_MAX_SESSIONS_A_DAY": "2",
+    "ROUTECAST_MAX_TICKETS_A_MINUTE": "2",
     "ROUTECAST_FAILED_SIGN_INS": "3",
 }
 
@@ -85,7 +87,7 @@ def hits(server: Server, mode: str) -> dict[str, float]:
     text = server.http.get("/metrics", headers=of("operator", "admin")).text
     found = re.findall(r"^routecast_limit_hits_total\{(.*)\} (\S+)$", text, re.MULTILINE)
     read = [(dict(re.findall(r'(\w+)="(\w+)"', labels)), float(value)) for labels, value in found]
-    assert len(read) == 16
+    assert len(read) == 20
     return {labels["limit"]: value for labels, value in read if value and labels["mode"] == mode}
 
 
@@ -321,6 +323,36 @@ def test_refusals_become_slow_and_good_credentials_do_not(limited: Server) -> No
     assert hits(limited, "enforced")["failed_sign_ins"] >= 4
 
 
+@pytest.mark.parametrize(
+    ("path", "name"), [("/v1/tickets", "tickets"), ("/auth/session", "sessions")]
+)
+def test_a_subject_makes_few_tickets_and_sessions(limited: Server, path: str, name: str) -> None:
+    """With any credential of it; another subject is not concerned."""
+    url = f"{limited.url}{path}"
+    made = [httpx2.post(url, headers=of("maker")).status_code for _ in range(3)]
+    assert made == [200, 200, 429]
+    refused = httpx2.post(url, headers=bearer(token("read", sub="maker", jti="other")))
+    assert_refused(refused, name, 2)
+    assert httpx2.post(url, headers=of("taker")).status_code == 200
+
+
+def test_open_routes_are_no_faster_way_to_guess(limited: Server) -> None:
+    """A wrong credential delays their answers; without one they come at once."""
+    paths = ["/health", "/ready", "/auth/session"]
+    head = from_behind_tls("198.51.100.40")
+    for path in paths:
+        answer = limited.http.get(path, headers={**head, **bearer("rc_1")})
+        assert answer.status_code == 200
+    for path in paths:
+        began = time.monotonic()
+        answer = limited.http.get(path, headers={**head, **bearer("rc_2")})
+        assert answer.status_code == 200
+        assert time.monotonic() - began >= 0.25
+    for path in ("/", "/docs", *paths):  # these look at no credential, or there is none
+        wrong = bearer("rc_3") if path not in paths else {}
+        assert limited.http.get(path, headers={**head, **wrong}).status_code == 200
+
+
 def test_refusals_that_wait_are_bounded(limited: Server) -> None:
     """Over the bound they are 429 at once."""
     request = (
@@ -355,6 +387,9 @@ async def test_dry_run_enforces_nothing_and_counts(dry: Server) -> None:
             await client.receive_until(lambda message: message["type"] == "pong")
         await two.recv()
         await three.recv()
+    for _ in range(3):
+        for path in ("/v1/tickets", "/auth/session"):
+            assert httpx2.post(f"{dry.url}{path}", headers=head).status_code == 200
     for number in range(8):
         began = time.monotonic()
         answer = dry.http.get("/routing/metrics", headers=bearer(f"rc_{number}"))
@@ -363,7 +398,7 @@ async def test_dry_run_enforces_nothing_and_counts(dry: Server) -> None:
     counted = hits(dry, "dry_run")
     assert set(counted) == {
         *("streams_per_address", "streams_per_subject", "connection_rate", "messages"),
-        *("message_bytes", "frame_rate", "ingest", "failed_sign_ins"),
+        *("message_bytes", "frame_rate", "ingest", "sessions", "tickets", "failed_sign_ins"),
     }
     assert hits(dry, "enforced") == {}
     nodes = dry.http.get("/v1/admin/nodes", headers=of("operator", "admin")).json()["nodes"]

@@ -273,29 +273,33 @@ def test_an_unknown_cookie_is_refused(server: Server, text: str) -> None:
 # -- the end of a session --------------------------------------------------------------------------
 
 
-def test_signing_out_ends_all_streams_of_the_session(server: Server) -> None:
-    """Also one that a ticket opened; another session of the same person goes on."""
-    credential = token("read")
-    cookie, other = sign_in(server, credential), sign_in(server, credential)
+def test_signing_out_ends_all_streams_of_the_person(server: Server) -> None:
+    """Also of other sessions, and those that tickets opened. Those of others go on."""
+    cookie, other = sign_in(server, token("read")), sign_in(server, token("read", "write"))
+    cookie_of_bob = sign_in(server, token("read", sub="bob"))
     headers = {"Cookie": cookie, **own(server)}
     ticket = ask(server, "POST", "/v1/tickets", headers=headers).json()["ticket"]
     with (
         stream(server, cookie) as first,
         stream(server, cookie) as second,
         connect(f"{server.ws_url}?ticket={ticket}") as third,
-        stream(server, other) as kept,
+        stream(server, other) as fourth,
+        stream(server, cookie_of_bob) as kept,
     ):
         unused = ask(server, "POST", "/v1/tickets", headers=headers).json()["ticket"]
         answer = ask(server, "DELETE", SESSION, headers=headers)
         assert answer.status_code == 204
         assert "Max-Age=0" in answer.headers["set-cookie"]
-        assert [close_code(each) for each in (first, second, third)] == [4401] * 3
+        assert [close_code(each) for each in (first, second, third, fourth)] == [4401] * 4
         kept.recv()
         kept.recv()
     assert upgrade(server, cookie, server.url) == 401
     assert ask(server, "GET", f"/sse/metrics?ticket={unused}").status_code == 401
-    assert ask(server, "GET", "/routing/metrics", headers={"Cookie": cookie}).status_code == 401
+    for gone in (cookie, other):
+        assert ask(server, "GET", "/routing/metrics", headers={"Cookie": gone}).status_code == 401
     assert ask(server, "DELETE", SESSION, headers=headers).status_code == 204
+    again = {"Cookie": sign_in(server, token("read"))}
+    assert ask(server, "GET", "/routing/metrics", headers=again).status_code == 200
 
 
 def test_a_session_ends_with_its_token(server: Server) -> None:
@@ -324,7 +328,10 @@ def test_revoking_the_credential_ends_the_session(server: Server) -> None:
 
 
 def test_only_a_session_of_a_key_is_renewed(server: Server) -> None:
-    """A screen on a wall is signed in for longer than 12 hours. A token has its own end."""
+    """A screen on a wall is signed in for longer than 12 hours. A token has its own end.
+
+    Other screens may have the same key, so signing out ends one session alone.
+    """
     database = ("--database", f"sqlite:///{server.database}")
     made = routecast("keys", "create", "--name", "hall", "--scope", "read", *database)
     (key,) = re.findall(r"rc_\w{8}_[\w-]{43}", made.stdout)
@@ -335,7 +342,14 @@ def test_only_a_session_of_a_key_is_renewed(server: Server) -> None:
     headers = {"Cookie": cookie_in(answer), **own(server)}
     renewed = ask(server, "POST", SESSION, headers=headers)
     assert renewed.status_code == 200
-    assert cookie_in(renewed) != cookie_in(answer)
+    assert renewed.json()["expires_in"] == 12 * 60 * 60
+    assert cookie_in(renewed) == cookie_in(answer)
+    second = sign_in(server, key)
+    with stream(server, second) as kept:
+        assert ask(server, "DELETE", SESSION, headers=headers).status_code == 204
+        assert ask(server, "GET", "/routing/metrics", headers=headers).status_code == 401
+        assert ask(server, "GET", SESSION, headers={"Cookie": second}).json()["person"]
+        assert kept.recv()
     headers = {"Cookie": sign_in(server, token("read")), **own(server)}
     assert ask(server, "POST", SESSION, headers=headers).status_code == 401
 
@@ -371,12 +385,19 @@ def test_a_session_is_known_to_all_nodes(
     )
     with one, two:
         cookie = sign_in(one, token("read"))
-        kept = sign_in(one, token("read"))
-        with stream(two, cookie) as opened, stream(two, kept) as other:
+        kept = sign_in(one, token("read", sub="bob"))
+        elsewhere = sign_in(two, token("read"))
+        with (
+            stream(two, cookie) as opened,
+            stream(two, elsewhere) as second,
+            stream(two, kept) as other,
+        ):
             headers = {"Cookie": cookie, **own(one)}
             assert ask(one, "DELETE", SESSION, headers=headers).status_code == 204
             told = time.monotonic()
             assert close_code(opened) == 4401
+            assert close_code(second) == 4401
             assert time.monotonic() - told < 4  # a busy machine takes a part of it
             other.recv()
-        assert upgrade(two, cookie, two.url) == 401
+        for gone in (cookie, elsewhere):
+            assert upgrade(two, gone, two.url) == 401

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from routecast.adapters.records.memory import MemoryRecords
 from routecast.core.access import (
     ANYONE,
     SCOPE_OF_ROUTE,
@@ -19,13 +20,19 @@ from routecast.core.access import (
     restrict_history,
     rules_for,
 )
+from routecast.core.client_limits import ClientLimit
 from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.decode import pieces
 from routecast.core.default_session import open_session
 from routecast.core.history import parse_history
+from routecast.core.stand_in_limit import StandInLimit
 from routecast.core.view import View, parse_query
 from routecast.edge.access import (
+    MAX_COOKIES,
+    MAX_SUBPROTOCOLS,
+    SESSION_COOKIE,
     Access,
+    CookieIn,
     find_credential,
     read_query,
     split_bearers,
@@ -34,6 +41,8 @@ from routecast.edge.access import (
 from routecast.edge.access_control import listed_path
 from routecast.errors import BadCredential, BadHead, BadParameter, Forbidden, Invalid, MissingScope
 from routecast.services.decision_batch import DecisionBatch
+from routecast.services.sessions import Sessions
+from tests.support.clock import HeldClock
 from tests.support.decisions import NOW
 
 OURS = frozenset({"ours", "caf\u00e9"})
@@ -277,6 +286,33 @@ def test_a_credential_in_a_url_is_refused_without_its_value(query: bytes) -> Non
 def test_other_parameters_pass(query: bytes) -> None:
     """The route reads them."""
     assert read_query(query) is None
+
+
+def test_very_many_subprotocols_are_not_read() -> None:
+    """They are one credential that is not valid, and nothing of them is remembered."""
+    few = b"," * (MAX_SUBPROTOCOLS - 2) + b"," + BEARER
+    assert split_bearers(few)[1] == [BEARER]
+    many = b"," + few
+    assert split_bearers(many) == (b"", [many])
+    with pytest.raises(BadCredential):
+        find_credential(None, [many])
+
+
+def test_very_many_cookies_are_not_read(clock: HeldClock) -> None:
+    """Anybody can send them."""
+    limit = StandInLimit(ClientLimit.SESSIONS, 0, 1)
+    sessions = Sessions(MemoryRecords(clock), lambda _: None, clock, limit)
+    access = Access(sessions=sessions)
+
+    def found(*lines: bytes) -> object:
+        fields = {b"cookie": lines}
+        return access.added_in(fields, remote="", secure=False, must_prove=False)
+
+    ours = SESSION_COOKIE.encode() + b"=x"
+    assert found(b"a=1;" * (MAX_COOKIES - 1) + ours) == CookieIn("x")
+    for lines in ([b";" * MAX_COOKIES + ours], [b";" * (MAX_COOKIES - 1), b";", ours]):
+        with pytest.raises(BadHead, match="cookies"):
+            found(*lines)
 
 
 def test_a_query_of_very_many_parameters_is_not_read() -> None:

@@ -61,6 +61,7 @@ class Keys:
         return self.keys[key]
 
     def check(self, principal: Principal) -> None:
+        self.require_known()
         if principal.subject in self.revoked:
             raise BadCredential("revoked")
 
@@ -206,18 +207,32 @@ def test_who_has_waited_is_let_in_only_if_still_valid(
     access = Access(authenticator)
     principal = authenticator.recognise(token(sub="eve"))
     assert principal is not None
+    access.require_valid(principal)
     if when == "after":
         keys.revoke("eve")
-    assert access.is_valid(principal) is (when == "before")
+        with pytest.raises(BadCredential, match="revoked"):
+            access.require_valid(principal)
+
+
+def test_who_has_waited_comes_back_later_while_revocations_are_unknown(clock: HeldClock) -> None:
+    """The credential may be good, so the client is not told that it is bad."""
+    keys = Keys({"rc_1": Principal("ada")})
+    access = Access(Authenticator(None, keys, ClaimRules(), clock))
+    keys.known = False
+    for principal in (Principal("ada"), ANYONE):
+        with pytest.raises(Unavailable):
+            access.require_valid(principal)
 
 
 def test_who_came_without_a_credential_is_not_let_in_once_there_is_a_key(clock: HeldClock) -> None:
     """The first key closes open streams, and so those that are about to open."""
     keys = Keys()
     access = Access(Authenticator(None, keys, ClaimRules(), clock))
-    assert access.is_valid(ANYONE)
+    access.require_valid(ANYONE)
     keys.keys["rc_1"] = Principal("first")
-    assert not access.is_valid(ANYONE)
+    with pytest.raises(BadCredential) as caught:
+        access.require_valid(ANYONE)
+    assert not caught.value.invalid
 
 
 def test_authentication_counts_as_on_while_keys_are_unknown(clock: HeldClock) -> None:

@@ -203,6 +203,6 @@ async def test_what_cannot_be_stored_is_given_back(at_once: bool) -> None:
     batch = cast(DecisionBatch, type("", (), {"decisions": [None] * 40})())
     for _ in range(5):
         with pytest.raises(Unavailable, match=r"^no "):
-            await decisions.accept(batch, ANA)
+            await decisions.accept(batch, ANA, ANYONE)
         await asyncio.sleep(0)
     limit.take(ANA, 60)

@@ -8,12 +8,16 @@ import pytest
 
 from routecast.adapters.records.memory import RECORD_OVERHEAD, MemoryRecords
 from routecast.core.access import Principal, Scope
+from routecast.core.client_limits import ClientLimit
+from routecast.core.stand_in_limit import StandInLimit
 from routecast.core.stand_ins import SESSION_SECONDS, pack_principal, record_name
-from routecast.errors import BadCredential, Unavailable
+from routecast.errors import BadCredential, OverLimit, Unavailable
 from routecast.services import sessions as module
 from routecast.services.sessions import Sessions
 from tests.support.clock import HeldClock
 
+# The sessions that a subject may start in these tests, and the seconds in which it may.
+MOST, DAY = 8, 86_400.0
 ANN = Principal("ann", frozenset({Scope.READ}), frozenset({"a"}), credential="1", issued=1.5)
 
 
@@ -44,7 +48,8 @@ class Node:
 
     def __init__(self, records: MemoryRecords, clock: HeldClock) -> None:
         self.revoked: set[str] = set()
-        self.sessions = Sessions(records, self._check, clock)
+        limit = StandInLimit(ClientLimit.SESSIONS, MOST, DAY)
+        self.sessions = Sessions(records, self._check, clock, limit)
         self.told: list[Callable[[Principal], bool]] = []
         self.sessions.followers.append(self.told.append)
 
@@ -100,10 +105,10 @@ async def test_a_session_ends_with_its_token(records: BreakableRecords, clock: H
 async def test_a_session_that_another_node_has_ended(
     records: BreakableRecords, clock: HeldClock
 ) -> None:
-    """Is noticed at the next look; others go on."""
+    """Is noticed at the next look; those of other people go on."""
     first, second = node(records, clock), node(records, clock)
     text, ours = await first.sessions.start(ANN)
-    kept_text, kept = await first.sessions.start(ANN)
+    kept_text, kept = await first.sessions.start(replace(ANN, subject="bob"))
     await second.sessions.find(text)
     await second.sessions.find(kept_text)
     await second.sessions.refresh()
@@ -116,6 +121,118 @@ async def test_a_session_that_another_node_has_ended(
     assert second.sessions.recognise(kept_text)
     with pytest.raises(BadCredential):
         await second.sessions.find(text)
+
+
+async def test_signing_out_ends_all_sessions_of_the_person(
+    records: BreakableRecords, clock: HeldClock
+) -> None:
+    """Wherever they were started and are known; one that begins afterwards goes on."""
+    first, second, third = (node(records, clock) for _ in range(3))
+    _, ours = await first.sessions.start(ANN)
+    text, other = await first.sessions.start(replace(ANN, credential="2", scopes=frozenset()))
+    third_text, _ = await third.sessions.start(ANN)
+    await second.sessions.find(text)
+    await second.sessions.refresh()
+    await first.sessions.end(ours)
+    assert first.ended(ours)
+    assert first.ended(other)
+    later_text, later = await second.sessions.start(ANN)
+    for each in (second, third):
+        await each.sessions.refresh()
+        assert not each.ended(later)
+    assert second.ended(other)
+    assert second.sessions.recognise(later_text) is later
+    assert await first.sessions.find(later_text) == later
+    for each in (first, second, third):
+        for gone in (text, third_text):
+            with pytest.raises(BadCredential):
+                await each.sessions.find(gone)
+    await second.sessions.end(later)
+    await first.sessions.refresh()
+    with pytest.raises(BadCredential):
+        first.sessions.require(later)
+
+
+async def test_a_person_without_a_session_ends_those_of_the_subject(
+    records: BreakableRecords, clock: HeldClock
+) -> None:
+    """A proxy may have signed the person in for this request."""
+    first, second = node(records, clock), node(records, clock)
+    text, ours = await second.sessions.start(ANN)
+    await second.sessions.refresh()
+    await first.sessions.end(ANN)
+    await second.sessions.refresh()
+    assert second.ended(ours)
+    with pytest.raises(BadCredential):
+        await first.sessions.find(text)
+
+
+async def test_a_session_of_a_key_ends_alone(records: BreakableRecords, clock: HeldClock) -> None:
+    """Its other screens go on, and so do the sessions of a person with its name."""
+    first, second = node(records, clock), node(records, clock)
+    key = replace(ANN, is_key=True)
+    _, ours = await first.sessions.start(key)
+    texts = [(await first.sessions.start(each))[0] for each in (key, ANN)]
+    for text in texts:
+        await second.sessions.find(text)
+    await first.sessions.end(ours)
+    await first.sessions.end(key)  # without a session there is nothing to end
+    await second.sessions.refresh()
+    assert first.ended(ours)
+    for text in texts:
+        assert first.sessions.recognise(text)
+        assert second.sessions.recognise(text)
+
+
+async def test_a_session_of_a_key_is_renewed(records: BreakableRecords, clock: HeldClock) -> None:
+    """It goes on under its text on all nodes, also on one that knows its old end."""
+    first, second = node(records, clock), node(records, clock)
+    text, ours = await first.sessions.start(replace(ANN, is_key=True))
+    await second.sessions.find(text)
+    clock.moment += round((SESSION_SECONDS - 1) * 1e6)
+    renewed = await first.sessions.renew(ours)
+    assert renewed == replace(ours, expires=clock.now() / 1e6 + SESSION_SECONDS)
+    clock.moment += 2_000_000
+    first.sessions.require(ours)
+    assert first.sessions.recognise(text) is renewed
+    assert second.sessions.recognise(text) is None
+    assert await second.sessions.find(text) == renewed
+    clock.moment += round(SESSION_SECONDS * 1e6)
+    for each in (first, second):
+        with pytest.raises(BadCredential):
+            await each.sessions.find(text)
+
+
+async def test_a_session_that_has_ended_is_not_renewed(
+    records: BreakableRecords, clock: HeldClock
+) -> None:
+    """The browser may have signed out while its renewal was on its way."""
+    one = node(records, clock)
+    text, ours = await one.sessions.start(replace(ANN, is_key=True))
+    await one.sessions.end(ours)
+    with pytest.raises(BadCredential):
+        await one.sessions.renew(ours)
+    with pytest.raises(BadCredential):
+        await node(records, clock).sessions.find(text)
+
+
+async def test_a_subject_starts_a_limited_number(
+    records: BreakableRecords, clock: HeldClock
+) -> None:
+    """So one client cannot take the room of all sessions. Renewals are not counted."""
+    one = node(records, clock)
+    key = replace(ANN, is_key=True)
+    _, ours = await one.sessions.start(key)
+    for _ in range(MOST):
+        ours = await one.sessions.renew(ours)
+    for number in range(1, MOST):
+        await one.sessions.start(replace(ANN, credential=f"{number}"))
+    with pytest.raises(OverLimit) as caught:
+        await one.sessions.start(ANN)
+    assert caught.value.retry_after == DAY / MOST
+    await one.sessions.start(replace(ANN, subject="bob"))
+    clock.moment += round(DAY / MOST * 1e6)
+    await one.sessions.start(ANN)
 
 
 async def test_known_sessions_hold_while_nothing_can_be_looked_up(

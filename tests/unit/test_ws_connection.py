@@ -17,7 +17,7 @@ from routecast.core.default_session import DefaultSession
 from routecast.core.message import Encoding
 from routecast.core.payload import Payload
 from routecast.core.sites import Sites
-from routecast.edge.access import Access
+from routecast.edge.access import Access, CookieIn, TicketIn
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.ws.connection import (
     NEXT_STATES,
@@ -432,6 +432,10 @@ async def test_the_number_and_the_time_of_verifications_are_limited(
     await asyncio.sleep(0)
     with pytest.raises(Unavailable, match="too many"):
         await access.authenticate("a")
+    # Of each kind of credential: others do not wait for the provider of tokens.
+    for other in (CookieIn("a"), TicketIn("a", "192.0.2.1")):
+        with pytest.raises(BadCredential, match="this server has no"):
+            await access.authenticate(other)
     tasks.pop().cancel()
     await asyncio.sleep(0)
     monkeypatch.setattr("routecast.edge.access.VERIFY_SECONDS", 0.01)

@@ -25,6 +25,8 @@ class ClientLimit(StrEnum):
         MESSAGE_BYTES: Bytes of the messages that one connection sends in a minute.
         FRAME_RATE: Frames a second that one subject asks for.
         INGEST: Decisions that one subject sends in a minute.
+        SESSIONS: Sessions that one subject begins in a day.
+        TICKETS: Tickets that one subject makes in a minute.
         FAILED_SIGN_INS: Credentials of one address, or uses of one, that are refused.
     """
 
@@ -35,6 +37,8 @@ class ClientLimit(StrEnum):
     MESSAGE_BYTES = "message_bytes"
     FRAME_RATE = "frame_rate"
     INGEST = "ingest"
+    SESSIONS = "sessions"
+    TICKETS = "tickets"
     FAILED_SIGN_INS = "failed_sign_ins"
 
 

@@ -14,8 +14,10 @@ import asyncio
 import re
 from base64 import urlsafe_b64decode
 from binascii import Error
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from urllib.parse import unquote_plus
 
@@ -54,9 +56,14 @@ SECURE_SESSION_COOKIE: Final = "__Host-routecast_session"
 # Parameters of a query, as `view.read_parameters` has it. A head has room for 32,000 empty ones.
 MAX_PARAMETERS: Final = 1_000
 # Requests and handshakes whose credential is being verified elsewhere, for example because the keys
-# of an identity provider are fetched; and the seconds for which each may wait.
+# of an identity provider are fetched, of each kind of credential: a slow provider must not keep
+# sessions and tickets waiting. And the seconds for which each may wait.
 MAX_VERIFYING: Final = 256
 VERIFY_SECONDS: Final = 5.0
+# Subprotocols of an upgrade with a credential, and cookies of a request. Browsers send a few, and a
+# head has room for 32,000.
+MAX_SUBPROTOCOLS: Final = 100
+MAX_COOKIES: Final = 1_000
 
 # The characters of a token (RFC 6750, 2.1), which are also those of API keys.
 _BEARER: Final = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
@@ -118,7 +125,8 @@ class Access:
         self.slow = slow or SlowRefusals()
         self._proxy = proxy or ProxySignIn(Proxies(""))
         self._people = people
-        self._verifying = 0
+        # By the kind of credential.
+        self._verifying: Counter[type[Credential]] = Counter()
 
     @property
     def required(self) -> bool:
@@ -167,16 +175,17 @@ class Access:
         Cancelling it is safe.
         """
         assert self._authenticator is not None
-        if self._verifying >= MAX_VERIFYING:
+        kind = type(credential)
+        if self._verifying[kind] >= MAX_VERIFYING:
             raise Unavailable("too many credentials are being verified")
-        self._verifying += 1
+        self._verifying[kind] += 1
         try:
             async with asyncio.timeout(VERIFY_SECONDS):
                 principal = await self._verify(credential, self._authenticator)
         except TimeoutError:
             raise Unavailable("the credential could not be verified in time") from None
         finally:
-            self._verifying -= 1
+            self._verifying[kind] -= 1
         # It may have been revoked before this task had its turn.
         if isinstance(credential, str):
             return self._authenticator.recognise(credential) or principal
@@ -208,21 +217,28 @@ class Access:
             principal = await self.authenticate(credential)
         return principal
 
-    def is_valid(self, principal: Principal) -> bool:
-        """Whether a principal that was let in is still to be: see `Authenticator.check`.
+    def require_valid(self, principal: Principal) -> None:
+        """Raise BadCredential if a principal that was let in is not to be any more.
 
-        For whoever has waited since, and only now begins a stream: what was revoked meanwhile did
-        not close it.
+        It is for a client that was let in before, and only now begins a stream, or has sent its
+        decisions: what was revoked meanwhile did not end that. Raises Unavailable while it is not
+        known.
         """
         if self._authenticator is None:
-            return True
+            return
         if principal is ANYONE:
-            return not self.required
-        try:
-            self._authenticator.check(principal)
-        except BadCredential:
-            return False
-        return not principal.session or self._sessions is None or self._sessions.knows(principal)
+            if self.required:
+                self._authenticator.require_known()
+                raise BadCredential(f"a credential is required now: {_HOW}", invalid=False)
+            return
+        self._authenticator.check(principal)
+        if principal.session and self._sessions is not None:
+            self._sessions.require(principal)
+
+    async def refused(self, error: RoutecastError, scope: AsgiScope) -> RoutecastError:
+        """Return the answer to a request that is refused, after the delay that it deserves."""
+        credential = text_of_credential(partial(self.credential_of, scope))
+        return await self.slow.refused(error, limit_key_of(scope), credential)
 
     # -- credentials in requests ----------------------------------------------------------------
 
@@ -288,7 +304,7 @@ class Access:
 
         A browser has both sent whoever made the page. So with `must_prove`, for upgrades and
         writes, it raises Forbidden if the origin is not this server's own. `remote` is the address
-        of the connection, and `secure` whether the client uses TLS.
+        of the connection, and `secure` whether the client uses TLS. Raises BadHead, too.
         """
         found: Credential | None = self._proxy.find(remote, fields)
         if found is None and self._sessions is not None:
@@ -386,6 +402,8 @@ def split_bearers(protocols: bytes) -> tuple[bytes, list[bytes]]:
     """
     if BEARER_PROTOCOL not in protocols:
         return protocols, []
+    if protocols.count(b",") >= MAX_SUBPROTOCOLS:  # before each is read: anyone can send them
+        return b"", [protocols]  # which is no credential, and is refused as such
     names = [name.strip() for name in protocols.split(b",")]
     kept = [name for name in names if BEARER_PROTOCOL not in name]
     return b", ".join(kept), [name for name in names if BEARER_PROTOCOL in name]
@@ -459,8 +477,13 @@ def _field_text(fields: Mapping[bytes, Sequence[bytes]], name: bytes) -> str | N
     return None if value is None else value.decode("latin-1")
 
 
-def _find_cookie(cookies: Iterable[bytes], wanted: bytes) -> str | None:
-    """Return the value of a cookie; of several with the name, the first, as browsers rank them."""
+def _find_cookie(cookies: Collection[bytes], wanted: bytes) -> str | None:
+    """Return the value of a cookie; of several with the name, the first, as browsers rank them.
+
+    Raises BadHead if there are too many cookies.
+    """
+    if sum(line.count(b";") for line in cookies) >= MAX_COOKIES:
+        raise BadHead(f"a request may have at most {MAX_COOKIES:,} cookies")
     for line in cookies:
         for pair in line.split(b";"):
             name, _, value = pair.strip().partition(b"=")

@@ -4,7 +4,6 @@ It stands behind CORS, so that pages of allowed sites can read why they were ref
 """
 
 import re
-from functools import partial
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Send
@@ -15,17 +14,16 @@ from routecast.edge.access import (
     Access,
     read_query,
     route_path,
-    text_of_credential,
     with_principal,
     without_ticket,
 )
 from routecast.edge.gate import refuse_request
-from routecast.edge.proxies import limit_key_of
 from routecast.errors import (
     BadCredential,
     BadHead,
     Forbidden,
     NotFound,
+    OverLimit,
     RoutecastError,
     Unavailable,
 )
@@ -44,6 +42,8 @@ def _form(part: str) -> str:
 
 
 _PATHS: Final = frozenset(path for _, path in SCOPE_OF_ROUTE)
+# Open routes that tell some clients more than others. The others look at no credential.
+_TELLS_MORE: Final = frozenset({"/health", "/ready"})
 _PATTERNS: Final = {path: _pattern(path) for path in sorted(_PATHS) if "{" in path}
 
 
@@ -64,7 +64,8 @@ class AccessControl:
                 scope = with_principal(scope, await self._let_in(scope))
                 scope["query_string"] = without_ticket(scope["query_string"])
             except RoutecastError as error:
-                await refuse_request(await self._slowly(error, scope), scope, receive, send)
+                refusal = await self._access.refused(error, scope)
+                await refuse_request(refusal, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -73,26 +74,32 @@ class AccessControl:
         route = scope.get("method", "GET"), path
         needed = SCOPE_OF_ROUTE.get(route)
         if needed is None and route in SCOPE_OF_ROUTE:
-            return self._visitor(scope)
+            return await self._visitor(scope, path)
         principal = await self._access.identify(self._access.credential_of(scope))
         require_scope(principal, needed)
         if path not in _PATHS:
             raise NotFound("there is nothing at this path")
         return principal  # if the method is not allowed, the router says so
 
-    async def _slowly(self, error: RoutecastError, scope: AsgiScope) -> RoutecastError:
-        """Return the answer to a request that is refused, after the delay that it deserves."""
-        credential = text_of_credential(partial(self._access.credential_of, scope))
-        return await self._access.slow.refused(error, limit_key_of(scope), credential)
+    async def _visitor(self, scope: AsgiScope, path: str) -> Principal:
+        """Return whose request to an open route it is, which is answered whoever asks.
 
-    def _visitor(self, scope: AsgiScope) -> Principal:
-        """Return whose request to an open route it is; it is answered at once, whoever asks."""
+        A wrong credential delays that as it delays a refusal: the answer tells that it is wrong.
+        Raises OverLimit after too many.
+        """
         read_query(scope["query_string"])
+        if path not in _TELLS_MORE:
+            return NOBODY
         try:
             credential = self._access.credential_of(scope)
             known = None if credential is None else self._access.recognise(credential)
-        except (BadCredential, BadHead, Forbidden, Unavailable):
-            known = None
+        except BadCredential as error:
+            refusal = await self._access.refused(error, scope)
+            if isinstance(refusal, OverLimit):
+                raise refusal from None
+            return NOBODY
+        except (BadHead, Forbidden, Unavailable):
+            return NOBODY
         return known or NOBODY
 
 

@@ -94,6 +94,8 @@ METRICS_RESPONSES: Final = {
 }
 
 
+# Open routes that look at a credential all the same.
+_VERIFYING_PATHS: Final = frozenset({"/health", "/ready", "/auth/session"})
 _OVER_LIMIT: Final = {
     "description": "The client is over a limit of its own, which `RateLimit-Policy` names.",
     "headers": {
@@ -171,6 +173,8 @@ def describe(schema: dict[str, Any]) -> None:
             }
             if (scope := SCOPE_OF_ROUTE.get((name.upper(), path))) is not None:
                 _describe_access(method, scope)
+            elif path in _VERIFYING_PATHS:
+                method["responses"]["429"] = _OVER_LIMIT
 
 
 def _describe_access(method: dict[str, Any], scope: str) -> None:

@@ -21,7 +21,7 @@ from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
 from routecast.edge.head_method import is_head
 from routecast.edge.header_fields import read_agent_of
 from routecast.edge.problem import respond_error
-from routecast.errors import RoutecastError
+from routecast.errors import BadCredential, RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.streaming.peers import Peers
 
@@ -75,7 +75,9 @@ class MetricsEvents:
             await send(start)
             await write(b"retry: %d\n\n" % random.choice(_RETRY))
             # A client that does not read delays this, and could outlast its revocation.
-            if not self._admission.access.is_valid(principal_of(scope)):
+            try:
+                self._admission.access.require_valid(principal_of(scope))
+            except (BadCredential, Unavailable):
                 await write(b"", more=False)
                 return
             _, ours = await connection.run(

@@ -8,6 +8,7 @@ from routecast.adapters.records.memory import MemoryRecords
 from routecast.core.claims import ClaimRules
 from routecast.core.group_rules import GroupRules, parse_group_rules
 from routecast.core.sites import Sites
+from routecast.core.stand_in_limit import StandInLimit
 from routecast.edge.access import Access
 from routecast.edge.proxies import Proxies
 from routecast.edge.proxy_sign_in import ProxySignIn
@@ -31,8 +32,8 @@ CLOUDFLARE_KEYS = "/cdn-cgi/access/certs"
 class Authentication:
     """Credentials, sessions and sign-in of one application; `running` starts and ends them.
 
-    `access` is what the edges ask. The other parts are for the routes of signing in, and for the
-    streams that a revocation closes.
+    `refusals`, `sessions` and `tickets` are limits per client. `access` is what the edges ask. The
+    other parts are for the routes of signing in, and for the streams that a revocation closes.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class Authentication:
         engines: Engines,
         supervisor: Supervisor,
         refusals: SlowRefusals,
+        sessions: StandInLimit,
+        tickets: StandInLimit,
     ) -> None:
         self._supervisor = supervisor
         # Services that fetch keys: of the issuer of tokens, and of a proxy that signs people in.
@@ -53,8 +56,8 @@ class Authentication:
             settings.allowed_origins, settings.allowed_hosts, lambda: self.authenticator.required
         )
         self._records = engines.records or MemoryRecords(engines.clock)
-        self.tickets = Tickets(self._records)
-        self.sessions = Sessions(self._records, self.authenticator.check, engines.clock)
+        self.tickets = Tickets(self._records, engines.clock, tickets)
+        self.sessions = Sessions(self._records, self.authenticator.check, engines.clock, sessions)
         self.provider = open_provider(settings)
         self.group_rules = group_rules(settings)
         self.proxies = Proxies(settings.trusted_proxies)

@@ -262,6 +262,17 @@ class Settings(BaseSettings):
         description="Decisions that one subject may send in a minute, to all nodes together; "
         "without authentication, one address. 0 is no limit.",
     )
+    max_sessions_a_day: int = Field(
+        1_000,
+        ge=0,
+        description="Sessions that one subject may begin in a day, on each node; 0 is no limit.",
+    )
+    max_tickets_a_minute: int = Field(
+        2_000,
+        ge=0,
+        description="Tickets that one subject may make in a minute, on each node; without "
+        "authentication, one address. 0 is no limit.",
+    )
     failed_sign_ins: int = Field(
         10,
         ge=0,

@@ -59,7 +59,8 @@ class Services:
             settings, self.instruments, engines.cluster if self._topology.has_bus else None
         )
         self.authentication = Authentication(
-            settings, engines, self.supervisor, self.limits.refusals
+            *(settings, engines, self.supervisor),
+            *(self.limits.refusals, self.limits.sessions, self.limits.tickets),
         )
         self.reporter = NodeReporter(
             engines.cluster,

@@ -3,24 +3,32 @@
 Each node remembers the sessions that it has seen, and looks once a second whether any session was
 ended, on any node. So a request costs no query, and the streams of a session end with it within two
 seconds. While the records cannot be reached, the sessions that are known hold.
+
+A person who signs out ends all sessions of their subject. An API key may be that of many screens,
+so only one of its sessions ends. It can be renewed instead, which lets the same session go on.
 """
 
 import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from routecast.core.access import Principal
+from routecast.core.client_limits import client_name
 from routecast.core.decision import SECOND
+from routecast.core.stand_in_limit import StandInLimit
 from routecast.core.stand_ins import (
     MAX_STAND_IN,
     SESSION_BYTES,
     SESSION_KIND,
     SESSION_SECONDS,
+    SIGN_OUT_BYTES,
+    SIGN_OUT_KIND,
+    SIGN_OUT_SECONDS,
     pack_principal,
     record_name,
     unpack_principal,
@@ -41,20 +49,33 @@ RECORDS_AT_ONCE: Final = 500
 _ENDED: Final = "the session has ended: sign in again"
 
 
+class _Session(NamedTuple):
+    """A session that is known, and the id of the last sign-out of its person before it."""
+
+    principal: Principal
+    after: str
+
+
 class Sessions:
     """Starts, finds and ends sessions. Run `run` as a task.
 
-    `check` raises BadCredential if the credential of a principal is revoked. `followers` are called
-    with a predicate that tells whether the session of a principal has ended.
+    `check` raises BadCredential if the credential of a principal is revoked. `limit` is of the
+    sessions that a subject starts. `followers` are called with a predicate that tells whether the
+    session of a principal has ended.
     """
 
     def __init__(
-        self, records: TemporaryRecords, check: Callable[[Principal], None], clock: Clock
+        self,
+        records: TemporaryRecords,
+        check: Callable[[Principal], None],
+        clock: Clock,
+        limit: StandInLimit,
     ) -> None:
         self._records = records
         self._check = check
         self._clock = clock
-        self._known: OrderedDict[str, Principal] = OrderedDict()  # by the id of the session
+        self._limit = limit
+        self._known: OrderedDict[str, _Session] = OrderedDict()  # by the id of the session
         self._version: str | None = None
         self._looks = 0  # at the sessions that are known, which are left to do
         self.followers: list[Callable[[Callable[[Principal], bool]], object]] = []
@@ -63,7 +84,7 @@ class Sessions:
     async def start(self, principal: Principal) -> tuple[str, Principal]:
         """Start a session for a principal. Return its secret text, and its own principal.
 
-        Raises BadCredential, Unavailable.
+        Raises BadCredential, OverLimit, Unavailable.
         """
         text = secrets.token_urlsafe(SESSION_BYTES)
         identity = record_name(SESSION_KIND, text)
@@ -76,16 +97,38 @@ class Sessions:
         if ends <= now:  # within the leeway
             raise BadCredential("the credential has expired")
         ours = replace(principal, expires=ends, session=identity)
-        await self._records.put(identity, pack_principal(ours), ends - now)
-        self._remember(ours)
+        session = _Session(ours, await self._last_sign_out(ours) or "")
+        record = pack_principal(*session)
+        client = client_name(ours)
+        counted = self._limit.take(client, record, now)
+        try:
+            await self._records.put(identity, record, ends - now)
+        except Unavailable:
+            self._limit.give_back(client, counted, now)
+            raise
+        self._remember(session)
         return text, ours
+
+    async def renew(self, principal: Principal) -> Principal:
+        """Let the session of an API key last as long as a new one; return its new principal.
+
+        Raises BadCredential, Unavailable.
+        """
+        assert principal.is_key
+        ours = replace(principal, expires=self._clock.now() / SECOND + SESSION_SECONDS)
+        await self._records.put(ours.session, pack_principal(ours), SESSION_SECONDS)
+        if ours.session not in self._known:  # it has ended meanwhile
+            await self._records.delete(ours.session)
+            raise BadCredential(_ENDED)
+        self._remember(_Session(ours, ""))
+        return ours
 
     def recognise(self, text: str) -> Principal | None:
         """Return whose session it is, at once; None if `find` must be awaited. Raises as that."""
         if len(text) > MAX_STAND_IN or not text.isascii():
             raise BadCredential(_ENDED)
-        principal = self._known.get(record_name(SESSION_KIND, text))
-        return None if principal is None else self._valid(principal)
+        known = self._known_now(record_name(SESSION_KIND, text))
+        return None if known is None else self._valid(known)
 
     async def find(self, text: str) -> Principal:
         """Return whose session it is. Raises BadCredential, Unavailable."""
@@ -93,44 +136,74 @@ class Sessions:
 
     async def find_by_id(self, identity: str) -> Principal:
         """Return whose session it is, by its id. Raises BadCredential, Unavailable."""
-        known = self._known.get(identity)
+        known = self._known_now(identity)
         if known is not None:
             return self._valid(known)
         (packed,) = await self._records.get([identity])
         if packed is None:
             raise BadCredential(_ENDED)
         try:
-            principal, _ = unpack_principal(packed)
+            found = _Session(*unpack_principal(packed))
         except ValueError:
             raise BadCredential("the session cannot be read: sign in again") from None
-        if principal.session != identity or principal.expires is None:
+        if found.principal.session != identity or found.principal.expires is None:
             raise BadCredential("the session cannot be read: sign in again")
+        if _is_over(found, await self._last_sign_out(found.principal)):
+            raise BadCredential(_ENDED)
         # Streams of one session share one object, and two requests may have come at once.
-        known = self._known.get(identity)
+        known = self._known_now(identity)
         if known is None:
-            self._remember(known := principal)
+            self._remember(known := found)
         return self._valid(known)
 
-    def knows(self, principal: Principal) -> bool:
-        """Whether the session of a principal goes on, as far as this node knows."""
-        return principal.session in self._known
+    def require(self, principal: Principal) -> None:
+        """Raise BadCredential if the session that a principal came in by has ended."""
+        known = self._known.get(principal.session)
+        if known is None:
+            raise BadCredential(_ENDED)
+        self._valid(known)
 
     async def end(self, principal: Principal) -> None:
-        """End a principal's session, on all nodes, and close its streams. Raises Unavailable."""
-        if principal.session:
-            await self._records.delete(principal.session)
-            self._forget([principal.session])
+        """End all sessions of a person, on all nodes, and close their streams. Raises Unavailable.
 
-    def _valid(self, principal: Principal) -> Principal:
-        assert principal.expires is not None
-        if self._clock.now() / SECOND >= principal.expires:
+        Of an API key, it ends the session of the principal alone.
+        """
+        if principal.is_key:
+            if principal.session:
+                await self._records.delete(principal.session)
+                self._forget([principal.session])
+            return
+        sign_out = secrets.token_urlsafe(SIGN_OUT_BYTES)
+        name = record_name(SIGN_OUT_KIND, principal.subject)
+        await self._records.put(name, sign_out.encode(), SIGN_OUT_SECONDS)
+        # Changes the version, so that other nodes look; a principal may have come in by none.
+        await self._records.delete(principal.session or record_name(SESSION_KIND, ""))
+        self._forget(
+            [
+                identity
+                for identity, known in self._known.items()
+                if known.principal.subject == principal.subject and _is_over(known, sign_out)
+            ]
+        )
+
+    def _known_now(self, identity: str) -> _Session | None:
+        """Return a session that is known, unless its time is over: it may have been renewed."""
+        known = self._known.get(identity)
+        return None if known is None or self._is_late(known) else known
+
+    def _is_late(self, known: _Session) -> bool:
+        assert known.principal.expires is not None
+        return self._clock.now() / SECOND >= known.principal.expires
+
+    def _valid(self, known: _Session) -> Principal:
+        if self._is_late(known):
             raise BadCredential(_ENDED)
-        self._check(principal)
-        self._known.move_to_end(principal.session)
-        return principal
+        self._check(known.principal)
+        self._known.move_to_end(known.principal.session)
+        return known.principal
 
-    def _remember(self, principal: Principal) -> None:
-        self._known[principal.session] = principal
+    def _remember(self, session: _Session) -> None:
+        self._known[session.principal.session] = session
         if len(self._known) > MAX_KNOWN_SESSIONS:
             self._forget([next(iter(self._known))])
 
@@ -171,11 +244,36 @@ class Sessions:
         self.failing = None
 
     async def _look(self) -> None:
-        """Forget the sessions that are known here, and have no record any more."""
-        known = list(self._known)
+        """Forget the sessions that are known here and have ended elsewhere."""
+        known = list(self._known.items())
         for start in range(0, len(known), RECORDS_AT_ONCE):
-            some: Sequence[str] = known[start : start + RECORDS_AT_ONCE]
-            records = await self._records.get(some)
-            ended = [each for each, record in zip(some, records, strict=True) if record is None]
+            some = known[start : start + RECORDS_AT_ONCE]
+            records = await self._records.get([identity for identity, _ in some])
+            last = await self._last_sign_outs(
+                session.principal.subject for _, session in some if not session.principal.is_key
+            )
+            ended = [
+                identity
+                for (identity, session), record in zip(some, records, strict=True)
+                if record is None or _is_over(session, last.get(session.principal.subject))
+            ]
             if ended:
                 self._forget(ended)
+
+    async def _last_sign_out(self, principal: Principal) -> str | None:
+        """Return the id of a person's last sign-out; None without one. Raises Unavailable."""
+        if principal.is_key:
+            return None
+        return (await self._last_sign_outs([principal.subject]))[principal.subject]
+
+    async def _last_sign_outs(self, subjects: Iterable[str]) -> dict[str, str | None]:
+        """Return `_last_sign_out` of several subjects. Raises Unavailable."""
+        asked = list(dict.fromkeys(subjects))
+        found = await self._records.get([record_name(SIGN_OUT_KIND, each) for each in asked])
+        ids = (None if each is None else each.decode("latin-1") for each in found)
+        return dict(zip(asked, ids, strict=True))
+
+
+def _is_over(session: _Session, last: str | None) -> bool:
+    """Whether its person has signed out since a session began; `last` was the last time."""
+    return not session.principal.is_key and last is not None and last != session.after

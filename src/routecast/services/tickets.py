@@ -3,6 +3,9 @@
 import secrets
 
 from routecast.core.access import Principal
+from routecast.core.client_limits import client_name
+from routecast.core.decision import SECOND
+from routecast.core.stand_in_limit import StandInLimit
 from routecast.core.stand_ins import (
     MAX_STAND_IN,
     TICKET_BYTES,
@@ -12,21 +15,32 @@ from routecast.core.stand_ins import (
     record_name,
     unpack_principal,
 )
-from routecast.errors import BadCredential
-from routecast.ports import TemporaryRecords
+from routecast.errors import BadCredential, Unavailable
+from routecast.ports import Clock, TemporaryRecords
 
 
 class Tickets:
-    """Makes tickets, and takes each of them once."""
+    """Makes tickets, and takes each of them once. `limit` is of those that a client makes."""
 
-    def __init__(self, records: TemporaryRecords) -> None:
+    def __init__(self, records: TemporaryRecords, clock: Clock, limit: StandInLimit) -> None:
         self._records = records
+        self._clock = clock
+        self._limit = limit
 
     async def make(self, principal: Principal, address: str) -> str:
-        """Return a ticket of a principal for its client's address. Raises Unavailable."""
+        """Return a ticket of a principal for its client's address. Raises OverLimit, Unavailable.
+
+        Without authentication, the limit is of the address.
+        """
         ticket = secrets.token_urlsafe(TICKET_BYTES)
-        name = record_name(TICKET_KIND, ticket)
-        await self._records.put(name, pack_principal(principal, address), TICKET_SECONDS)
+        name, record = record_name(TICKET_KIND, ticket), pack_principal(principal, address)
+        client, now = client_name(principal, address), self._clock.now() / SECOND
+        counted = self._limit.take(client, record, now)
+        try:
+            await self._records.put(name, record, TICKET_SECONDS)
+        except Unavailable:
+            self._limit.give_back(client, counted, now)
+            raise
         return ticket
 
     async def redeem(self, ticket: str, address: str) -> Principal:

@@ -1,15 +1,19 @@
 """The temporary records of a single process."""
 
+import heapq
 from collections.abc import Sequence
 from typing import Final
 
 from routecast.errors import Unavailable
 from routecast.ports import Clock
 
-# Bytes of all records together: sessions of 20,000 people, or more than 50,000 tickets.
+# Bytes of all records together: 20,000 sessions and tickets.
 MAX_RECORD_BYTES: Final = 16 * 2**20
 # What a record takes beside its name and its content.
-RECORD_OVERHEAD: Final = 200
+RECORD_OVERHEAD: Final = 300
+# The ends of records that are not there any more: they are removed once they are as many as those
+# that are there, and this number.
+OLD_ENDS: Final = 1_000
 
 
 class MemoryRecords:
@@ -19,18 +23,26 @@ class MemoryRecords:
         self._clock = clock
         self._max_bytes = max_bytes
         self._held: dict[str, tuple[int, bytes]] = {}  # when each ends, in microseconds, and it
+        # A heap, so that a record without room costs no look at all the others.
+        self._ends: list[tuple[int, str]] = []
         self._bytes = 0
         self._version = 0
 
     async def put(self, name: str, record: bytes, seconds: float) -> None:
+        now = self._clock.now()
+        self._drop_ended(now)
         size = _size(name, record)
-        if self._bytes + size > self._max_bytes:
-            self._drop_ended()
-        if self._bytes + size > self._max_bytes:
+        before = _size(name, self._held[name][1]) if name in self._held else 0
+        if self._bytes - before + size > self._max_bytes:
             raise Unavailable("there is no room for more tickets and sessions", retry_after=10)
         self._remove(name)
-        self._held[name] = (self._clock.now() + round(seconds * 1_000_000), record)
+        end = now + round(seconds * 1_000_000)
+        self._held[name] = (end, record)
         self._bytes += size
+        heapq.heappush(self._ends, (end, name))
+        if len(self._ends) > 2 * len(self._held) + OLD_ENDS:
+            self._ends = [(end, name) for name, (end, _) in self._held.items()]
+            heapq.heapify(self._ends)
 
     async def get(self, names: Sequence[str]) -> list[bytes | None]:
         return [self._get(name) for name in names]
@@ -49,6 +61,7 @@ class MemoryRecords:
 
     async def close(self) -> None:
         self._held.clear()
+        self._ends.clear()
         self._bytes = 0
 
     def _get(self, name: str) -> bytes | None:
@@ -59,10 +72,11 @@ class MemoryRecords:
         if name in self._held:
             self._bytes -= _size(name, self._held.pop(name)[1])
 
-    def _drop_ended(self) -> None:
-        now = self._clock.now()
-        for name in [name for name, (end, _) in self._held.items() if end <= now]:
-            self._remove(name)
+    def _drop_ended(self, now: int) -> None:
+        while self._ends and self._ends[0][0] <= now:
+            _, name = heapq.heappop(self._ends)
+            if name in self._held and self._held[name][0] <= now:  # else it was put again
+                self._remove(name)
 
 
 def _size(name: str, record: bytes) -> int:

@@ -81,7 +81,8 @@ class Decisions:
         client = self.client_of(principal_of(scope), lambda: limit_key_of(scope))
         self.limit.require(client)
         async with AsyncExitStack() as stack:
-            return await self._accepted(await self._read(scope, receive, stack), client)
+            batch = await self._read(scope, receive, stack)
+            return await self._accepted(batch, client, principal_of(scope))
 
     def client_of(self, principal: Principal, address: Callable[[], str]) -> str:
         """Return what the limit of decisions knows a producer by; "" if there is no limit."""
@@ -122,23 +123,29 @@ class Decisions:
             await self._slices.turn()
         return True
 
-    async def accept_slowly(self, batch: DecisionBatch, size: int, client: str) -> Receipt:
+    async def accept_slowly(
+        self, batch: DecisionBatch, size: int, client: str, principal: Principal
+    ) -> Receipt:
         """Validate the rest of a small body, then commit it.
 
-        Its `size` bytes count as held until it is validated. Raises as `Ingest.accept` does.
+        Its `size` bytes count as held until it is validated. Raises as `accept` does.
         """
         self.bodies.small_held += size
         try:
             await self._validate(batch)
         finally:
             self.bodies.small_held -= size
-        return await self._accepted(batch, client)
+        return await self._accepted(batch, client, principal)
 
-    def accept(self, batch: DecisionBatch, client: str) -> asyncio.Future[Receipt]:
+    def accept(
+        self, batch: DecisionBatch, client: str, principal: Principal
+    ) -> asyncio.Future[Receipt]:
         """Commit a validated batch of a client (`client_of`): see `Ingest.accept`.
 
-        Raises OverLimit if the client sent too many decisions.
+        Raises OverLimit if the client sent too many decisions, and BadCredential if it may not send
+        any more: the credential was checked before the body came, which may take half a minute.
         """
+        self.access.require_valid(principal)
         if not self.limit.is_on:
             return self._ingest.accept(batch)
         size = len(batch.decisions)
@@ -158,9 +165,9 @@ class Decisions:
         if not done.cancelled() and isinstance(done.exception(), Unavailable):
             self.limit.give_back(client, size)
 
-    async def _accepted(self, batch: DecisionBatch, client: str) -> Receipt:
+    async def _accepted(self, batch: DecisionBatch, client: str, principal: Principal) -> Receipt:
         try:
-            return await self.accept(batch, client)
+            return await self.accept(batch, client, principal)
         except asyncio.CancelledError:
             raise Unavailable(UNKNOWN_OUTCOME, retry_after=5) from None
 

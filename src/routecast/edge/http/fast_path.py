@@ -171,9 +171,11 @@ class FastPathHttpProtocol(HttpProtocol):
             self._decisions.limit.require(request.client)
             batch = self._decisions.read(body, lines=request.lines, principal=request.principal)
             if batch.validate():
-                answer = self._decisions.accept(batch, request.client)
+                answer = self._decisions.accept(batch, request.client, request.principal)
             else:  # a long body gets a task, so that other tasks have turns
-                slowly = self._decisions.accept_slowly(batch, len(body), request.client)
+                slowly = self._decisions.accept_slowly(
+                    batch, len(body), request.client, request.principal
+                )
                 answer = asyncio.ensure_future(slowly)
                 request.task = answer
         except Exception as error:

@@ -126,7 +126,8 @@ def ops_router(
         },
     )
     async def get_metrics() -> Response:
-        return Response(generate_latest(instruments.registry), media_type=CONTENT_TYPE_LATEST)
+        text = generate_latest(instruments.registry)
+        return Response(text, headers={"Cache-Control": "no-store"}, media_type=CONTENT_TYPE_LATEST)
 
     return router
 

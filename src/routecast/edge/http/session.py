@@ -28,7 +28,7 @@ from routecast.edge.access import (
 from routecast.edge.cors import origin_of
 from routecast.edge.openapi import PROBLEM
 from routecast.edge.proxies import limit_key_of
-from routecast.errors import BadBody, BadCredential, Forbidden, NotFound, TooLarge
+from routecast.errors import BadBody, BadCredential, Forbidden, NotFound, OverLimit, TooLarge
 from routecast.services.sessions import Sessions
 
 SESSION: Final = "/auth/session"
@@ -149,15 +149,19 @@ def session_router(
         except BadCredential as error:
             address, text = limit_key_of(request.scope), text_of_credential(lambda: credential)
             raise await access.slow.refused(error, address, text) from None
-        if isinstance(credential, CookieIn) and not principal.is_key:
+        if not isinstance(credential, CookieIn):
+            return await begin_session(request, sessions, principal)
+        if not principal.is_key:
             raise BadCredential("only a session of an API key can be renewed: sign in again")
-        return await begin_session(request, sessions, principal)
+        renewed = await sessions.renew(principal)
+        return _signed_in(request, credential.text, renewed)
 
     @router.delete(
         SESSION,
         status_code=HTTPStatus.NO_CONTENT,
         summary="Sign out",
-        description="Ends the session and all streams that were opened with it, on all nodes.",
+        description="Ends all sessions of the person, and all streams that were opened with them, "
+        "on all nodes. A session of an API key ends alone: others have the same key.",
         response_class=Response,
         openapi_extra={"responses": _DELETE_RESPONSES},
     )
@@ -179,6 +183,13 @@ async def begin_session(
 ) -> Response:
     """Start a session; return an answer that brings its cookie, by default with the person."""
     text, ours = await sessions.start(principal)
+    return _signed_in(request, text, ours, answer)
+
+
+def _signed_in(
+    request: Request, text: str, ours: Principal, answer: Response | None = None
+) -> Response:
+    """Return an answer that brings the cookie of a session."""
     assert ours.expires is not None
     record("sign_in", "A person signed in", **holder(ours), **trace_fields())
     answer = answer or _json(_person(ours))
@@ -187,11 +198,17 @@ async def begin_session(
 
 
 async def _principal(access: Access, request: Request) -> Principal | None:
-    """Return whose request it is; None if it has no credential that is valid."""
+    """Return whose request it is; None if it has no credential that is valid.
+
+    The answer to a wrong one comes as late as a refusal would. Raises OverLimit after too many.
+    """
     try:
         credential = access.credential_of(request.scope)
         return None if credential is None else await access.identify(credential)
-    except BadCredential:
+    except BadCredential as error:
+        refusal = await access.refused(error, request.scope)
+        if isinstance(refusal, OverLimit):
+            raise refusal from None
         return None
 
 

@@ -15,7 +15,7 @@ from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import AsgiConnection
 from routecast.edge.header_fields import read_agent_of
 from routecast.edge.problem import respond_error
-from routecast.errors import RoutecastError
+from routecast.errors import BadCredential, RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode
 from routecast.streaming.peers import Peers
@@ -46,8 +46,13 @@ class MetricsSocket:
         try:
             await send({"type": "websocket.accept", "subprotocol": spoken})
             # It may have been revoked meanwhile, when there was no stream to close.
-            if not self._admission.access.is_valid(principal_of(scope)):
-                await send({"type": "websocket.close", "code": int(CloseCode.UNAUTHENTICATED)})
+            try:
+                self._admission.access.require_valid(principal_of(scope))
+            except (BadCredential, Unavailable) as error:
+                # After the latter, the client may come back with the same credential.
+                is_bad = isinstance(error, BadCredential)
+                code = CloseCode.UNAUTHENTICATED if is_bad else CloseCode.INTERNAL_ERROR
+                await send({"type": "websocket.close", "code": int(code)})
                 return
             encoding = ENCODINGS.get(spoken or "")
             await self._serve(
