@@ -205,7 +205,7 @@ def _flood(
 
 
 def operator(options: Options) -> Report:
-    """An operator who looks at 10,000 connections each second, compared with none who does."""
+    """An operator reads the list of 10,000 connections each second, compared with no operator."""
     pairs, clients, seconds = (2, 1_000, 4) if options.quick else (6, CLIENTS, SECONDS)
     os.sched_setaffinity(0, {CLIENT_CORE})
     watched: list[float] = []

@@ -24,7 +24,7 @@ LIFETIME_SECONDS: Final = 6 * 3_600
 
 
 class Issuer:
-    """Who signs tokens by RS256; each has a new RSA key."""
+    """Signs tokens by RS256; each one has a new RSA key."""
 
     def __init__(self) -> None:
         self._key = rsa.generate_private_key(public_exponent=65_537, key_size=RSA_BITS)

@@ -108,7 +108,7 @@ class Subscribers:
         return heard
 
     def started(self) -> None:
-        """Wait until the process of clients that are to be refused runs."""
+        """Wait until the process runs; for clients that the server will refuse."""
         self._read(JOIN_SECONDS)
 
     def listen(self, seconds: float) -> Heard:

@@ -33,7 +33,7 @@ const SIGN_IN_STATUSES = new Set([401, 403, 407]);
 const SIGN_IN = "you may have to sign in again";
 const MAX_TEXT = 500;
 
-/** What an HTTP header can hold. */
+/** The characters that a token in an HTTP header may have. */
 const TOKEN = /^[!-~]+$/;
 export const BAD_TOKEN = "the token must be a text of visible ASCII characters";
 const NEEDS_TOKEN = "a valid token or API key is needed";

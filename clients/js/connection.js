@@ -106,7 +106,7 @@ export class ReconnectingSocket {
   /** Try again now, whatever the state; after `close()` it does nothing. */
   retry() {
     if (this.#closed.signal.aborted) return;
-    this.#refused = undefined; // whoever calls this may know that the server accepts the token now
+    this.#refused = undefined; // the caller may know that the server accepts the token now
     this.#renewed = false;
     void this.#connect(true);
   }

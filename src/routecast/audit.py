@@ -1,7 +1,7 @@
-"""The audit log: who connected, who was refused and why, which credentials were made and revoked.
+"""The audit log: connections, refusals with their reason, credentials made and revoked.
 
 An event is a record of the logger `routecast.audit`, which has fields beside its text. Only the log
-in JSON shows them (`server/json_log.py`). Otherwise nobody listens, and an event costs a look at
+in JSON shows them (`server/json_log.py`). Otherwise it is off, and an event costs a look at
 the level of a logger.
 """
 
@@ -69,7 +69,7 @@ def fields_of(entry: logging.LogRecord) -> dict[str, Any]:
 
 
 def holder(principal: Principal) -> dict[str, str]:
-    """Return the fields that name who acts, and with which credential."""
+    """Return the fields that name the subject of an event, and its credential."""
     return {"subject": principal.subject, "credential": principal.credential}
 
 

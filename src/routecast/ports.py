@@ -653,7 +653,7 @@ class Cluster(Protocol):
     async def questions(self) -> list[tuple[str, bytes]]:
         """Wait a moment for questions; return those asked since the last call, with their ids.
 
-        The first call returns none. Old ones, to which nobody waits for an answer, are left out.
+        The first call returns none. Old ones, whose asker waits no more, are left out.
         Raises Unavailable.
         """
         ...
@@ -700,7 +700,7 @@ class IdentityProvider(Protocol):
         ...
 
     async def claims(self, attempt: SignInAttempt, code: str) -> Mapping[str, Any]:
-        """Return who has signed in, for the code that came back.
+        """Return the claims of the person, for the code that came back.
 
         Raises Unavailable, and BadCredential if the provider's answer is not as it must be.
         """

@@ -13,7 +13,7 @@ import { Queue, ScriptedServer, WebSocket } from "./scripted_server.js";
 const TABLE = JSON.parse(readFileSync(new URL("../../../tests/wire/answers.json", import.meta.url), "utf8"));
 const ANSWERS = TABLE.http.filter(({ stream }) => stream !== null);
 const UNKNOWN = { code: 4999, outcome: "retry" };
-/** What follows the reason if another token may help. */
+/** The end of the reason if another token may help. */
 const advice = (outcome) => (outcome === "token" ? "; a valid token or API key is needed" : "");
 const QUICK = { firstDelay: 20, longestDelay: 50, WebSocket };
 

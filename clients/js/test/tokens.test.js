@@ -38,7 +38,7 @@ async function follow(t, token) {
   return { server, subscription, connection, id, states, documents };
 }
 
-/** What a client does, in the words of the table. */
+/** Let a client meet an event; return its behaviour in the words of the table. */
 async function outcome({ event, does }, { server, subscription, connection, id, states, documents }) {
   if (event === "token_expiring") {
     connection.send(EXPIRING);

@@ -31,7 +31,7 @@ RS256: Final = "RS256"
 ES256: Final = "ES256"
 EDDSA: Final = "EdDSA"
 _ALGORITHMS: Final = (HS256, RS256, ES256, EDDSA)
-# Bytes of a secret: as many as HS256 makes of it (RFC 7518, 3.2).
+# Bytes of a secret, at least: the size of a hash of HS256 (RFC 7518, 3.2).
 MIN_SECRET: Final = 32
 # Bits of an RSA key: fewer can be broken (RFC 7518, 3.3), and more take milliseconds to verify.
 MIN_RSA_BITS: Final = 2_048

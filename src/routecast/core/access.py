@@ -170,7 +170,8 @@ def restrict_history(query: HistoryQuery, projects: Projects) -> HistoryQuery:
 def _allowed(projects: frozenset[str]) -> frozenset[str]:
     """Return the names of projects as decisions have them. Raises Forbidden if there are none.
 
-    Decisions of all projects whose names are over the limit count as OTHER, so it is nobody's own.
+    Decisions of all projects whose names are over the limit count as OTHER, so it is the project of
+    no principal.
     """
     allowed = frozenset(map(spelling, projects)) - {OTHER}
     if not allowed:

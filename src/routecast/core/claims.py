@@ -1,6 +1,6 @@
 """Claims: what a verified token says about its bearer (RFC 7519), read without trust in their form.
 
-The signature says who wrote the claims. It does not say that they are well formed.
+The signature proves the author of the claims. It does not say that they are well formed.
 """
 
 from dataclasses import dataclass

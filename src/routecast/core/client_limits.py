@@ -1,7 +1,7 @@
 """Limits per client: their names, whether each is enforced, and the error of a client over one.
 
-A limit in *dry run* is counted when it is reached, and not enforced: so an operator sees whom it
-would refuse, before it does.
+A limit in *dry run* is counted when it is reached, and not enforced: so an operator sees which
+clients it would refuse, before it does.
 """
 
 import math

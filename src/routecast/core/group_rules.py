@@ -1,6 +1,6 @@
-"""Group rules: what a person may do whom someone else has signed in, by the groups of the person.
+"""Group rules: what a person signed in by a provider or a proxy may do, by the person's groups.
 
-An identity provider or a proxy says who a person is. It does not know our scopes and projects.
+An identity provider or a proxy names a person. It does not know our scopes and projects.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ from routecast.core.texts import is_allowed, spelling
 from routecast.errors import BadCredential, Forbidden
 from routecast.protocol import MAX_NAME
 
-# The group of everyone who is signed in.
+# The group of all people who are signed in.
 EVERYONE: Final = "*"
 MAX_GROUPS: Final = 1_000
 MAX_GROUP_RULES: Final = 1_000
@@ -61,7 +61,7 @@ class GroupRules:
     """Tells what a person may do: what the first rule says that is about one of its groups.
 
     Only one rule counts. If several were added up, a group that may read all projects and another
-    one that may write to one of them would make someone who may write to all.
+    one that may write to one of them would together give the right to write to all.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class ApiKey:
 
     @property
     def principal(self) -> Principal:
-        """Who its holder is."""
+        """Its holder, as a principal."""
         return Principal(
             subject=self.name,
             scopes=self.scopes,

@@ -280,7 +280,7 @@ class Sites:
         if exact is not None:
             return (
                 here and site.scheme == exact
-            )  # by name too: whoever opened the page under it needs a credential
+            )  # by name too: a page that was opened under it needs a credential
         if here and (":" in name or _is_ipv4(name)):
             return True
         return default is not None and site.host in _LOOPBACK and name in _LOOPBACK

@@ -1,7 +1,7 @@
 """Stand-ins: tickets and sessions, which a client got for its credential and uses in its place.
 
 They are random texts, and what they stand for is kept under their SHA-256 (`TemporaryRecords`). So
-whoever can read the records cannot use them.
+a reader of the records cannot use them.
 
 A person who signs out ends all of their sessions. So each sign-out has an id, a random text, and
 the id of a person's last one is kept under the SHA-256 of the subject. A session has the id of the

@@ -14,7 +14,7 @@ import { prepareSignIn, prepareSignOut, renderSession } from "./sign_in.js";
 /** @typedef {import("./admin_api.js").OpenConnection} OpenConnection */
 /** @typedef {import("./admin_api.js").ClosedConnection} ClosedConnection */
 
-/** Connections on a page: as many as are read, and few enough to ask for each second. */
+/** Connections on a page: few enough to read, and to ask for each second. */
 const PAGE_SIZE = 50;
 
 /** A search begins when nothing was typed for this time. */
@@ -47,7 +47,7 @@ const closed = new AdminTable(byId("closed"), CLOSED_COLUMNS, (row) => row.id, (
 
 let answeredAt = 0;
 let isSignedOut = false;
-/** Why somebody who is signed in may not see this page. */
+/** Why a person who is signed in may not see this page. */
 let refusal = "";
 
 /** The query of the present page. */

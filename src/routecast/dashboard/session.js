@@ -1,5 +1,5 @@
 /**
- * Who is signed in. The server gives the browser a cookie that no script can read, so the page holds
+ * The person who is signed in. The server gives the browser a cookie that no script can read, so the page holds
  * no token and no API key.
  */
 
@@ -28,7 +28,7 @@ const FAILURES = /** @type {Record<string, string>} */ ({
 
 /**
  * Take the key of a link `/#key=…`, which a screen on a wall may open, and remove it from the address
- * at once, so that nobody reads it there. A browser sends no server the part of an address after #.
+ * at once, so that it cannot be read there. A browser sends no server the part of an address after #.
  *
  * @returns {string | undefined}
  */
@@ -65,7 +65,7 @@ export class Session {
   hasProvider = false;
   /** @type {Person | null} */
   person = null;
-  /** Why nobody is signed in; empty if there is nothing to say. */
+  /** Why the browser is not signed in; empty if there is nothing to say. */
   problem = "";
 
   /** @param {string} page the page's own address */
@@ -108,7 +108,7 @@ export class Session {
   async #problemOf(credential) {
     try {
       const answer = await this.#ask("POST", JSON.stringify({ credential: credential.trim() }));
-      if (answer.ok || answer.status === 404) return ""; // 404: nobody needs to sign in
+      if (answer.ok || answer.status === 404) return ""; // 404: authentication is off
       const { detail } = await answer.json().catch(() => ({}));
       return `Not accepted: ${detail ?? `the server answers ${answer.status}`}.`;
     } catch {

@@ -19,7 +19,7 @@ import { formatAge, formatCount, formatCounted } from "./format.js";
  * @property {string | null} failure what the server sent in place of a newer one
  * @property {Health | null} health
  * @property {boolean} isSignedIn
- * @property {string} problem why nobody is signed in; empty if there is nothing to say
+ * @property {string} problem why the browser is not signed in; empty if there is nothing to say
  */
 
 /**
@@ -79,7 +79,7 @@ function connecting(again) {
 }
 
 /**
- * Whether the server wants to know who this is.
+ * Whether the server needs a credential.
  *
  * @param {State} stream
  */

@@ -36,7 +36,7 @@ _CHALLENGE = 'Bearer realm="routecast"'
 # What an `error_description` must not contain (RFC 6750, 3).
 _NOT_DESCRIBED = re.compile(r'[^ -~]|["\\]')
 
-# The routes of streams: whoever does not get one was refused.
+# The routes of streams: a client that does not get one was refused.
 STREAM_ROUTES = frozenset({"/ws/metrics", "/sse/metrics"})
 _REFUSALS = (BadCredential, CredentialInUrl, Forbidden, Misdirected, OverLimit)
 
@@ -113,7 +113,7 @@ def _limit_fields(error: OverLimit) -> dict[str, str]:
 
 
 def _challenge(error: BadCredential | MissingScope) -> str:
-    """Return what a client needs to be let in (RFC 6750, 3)."""
+    """Return the challenge that says what a client needs (RFC 6750, 3)."""
     if isinstance(error, MissingScope):
         return f'{_CHALLENGE}, error="insufficient_scope", scope="{error.scope}"'
     if not error.invalid:

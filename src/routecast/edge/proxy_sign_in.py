@@ -1,4 +1,4 @@
-"""Signing in by a proxy that authenticates: it says in a field of each request who a person is.
+"""Signing in by a proxy that authenticates: a field of each request names the person.
 
 oauth2-proxy and similar programs write a name, and groups. That counts only if the request comes
 from a trusted proxy, which must remove such a field of a client. Cloudflare Access signs what it
@@ -25,7 +25,7 @@ class NamedIn:
 
 @dataclass(frozen=True, slots=True)
 class AssertionIn:
-    """A token in which a proxy says who a person is."""
+    """A token in which a proxy names a person."""
 
     text: str
 
@@ -54,7 +54,7 @@ class ProxySignIn:
     def find(
         self, remote: str, fields: Mapping[bytes, Sequence[bytes]]
     ) -> NamedIn | AssertionIn | None:
-        """Return who a proxy at `remote` says that the client is; None if it does not say it.
+        """Return the person whom a proxy at `remote` names; None if it names none.
 
         Raises BadHead if it is said twice: a client may have added one of them.
         """

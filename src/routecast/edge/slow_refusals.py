@@ -1,4 +1,4 @@
-"""Slow refusals: who sends wrong credentials waits longer and longer for the answer.
+"""Slow refusals: a client that sends wrong credentials waits longer and longer for the answer.
 
 Only refusals are delayed. A credential that is accepted is answered at once, from any address.
 """

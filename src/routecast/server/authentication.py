@@ -1,4 +1,4 @@
-"""`Authentication`: what tells whose a request is, built from the settings and connected."""
+"""`Authentication`: the parts that find the principal of a request, built and connected."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -158,7 +158,7 @@ def open_provider(settings: Settings) -> IdentityProvider | None:
 
 
 def group_rules(settings: Settings, subject_claim: str | None = None) -> GroupRules:
-    """Return what people may do who are signed in by a provider or a proxy."""
+    """Return what people who are signed in by a provider or a proxy may do."""
     return GroupRules(
         parse_group_rules(settings.group_rules or ""),
         subject_claim=subject_claim or settings.oidc_subject_claim,

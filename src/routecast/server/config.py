@@ -101,8 +101,8 @@ class Settings(BaseSettings):
 
     jwt_secret: SecretStr | None = Field(
         None,
-        description="Secret of at least 32 bytes that tokens are signed with by HS256. Whoever has "
-        "it can make tokens.",
+        description="Secret of at least 32 bytes that tokens are signed with by HS256. Its holders "
+        "can make tokens.",
     )
     jwt_public_key: str | None = Field(
         None,
@@ -149,8 +149,8 @@ class Settings(BaseSettings):
     auth_header: str = Field(
         "",
         pattern=r"^[A-Za-z0-9-]*$",
-        description="Field in which a trusted proxy names the person whom it has signed in, such "
-        "as X-Forwarded-User of oauth2-proxy. The proxy must remove it from what clients send.",
+        description="Field in which a trusted proxy names a person after signing in, such as "
+        "X-Forwarded-User of oauth2-proxy. The proxy must remove it from what clients send.",
     )
     auth_groups_header: str = Field(
         "",
@@ -169,10 +169,10 @@ class Settings(BaseSettings):
     )
     group_rules: str | None = Field(
         None,
-        description="What people may do who are signed in by a provider or a proxy: the first rule "
-        "counts that is about a group of the person, such as "
-        "`admins=read,admin; search-team=read:search,ads; *=read:public`. * is everyone, and a "
-        "rule without projects is for all of them.",
+        description="What people who are signed in by a provider or a proxy may do. The first rule "
+        "about a group of the person counts, as in "
+        "`admins=read,admin; search-team=read:search,ads; *=read:public`. * is the group of all "
+        "people, and a rule without projects is for all projects.",
     )
 
     # -- storage ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`Numbers`: what makes numbers of decisions, built from the settings and connected."""
+"""`Numbers`: the parts that make numbers of decisions, built and connected."""
 
 import logging
 import math

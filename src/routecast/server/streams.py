@@ -1,4 +1,4 @@
-"""`Streams`: what serves open connections, built from the settings and connected."""
+"""`Streams`: the parts that serve open connections, built and connected."""
 
 from routecast.adapters.clock import SystemTimers
 from routecast.edge.admission import AdmissionControl

@@ -111,7 +111,7 @@ class NodeReporter:
 
 
 def _hits(numbers: Instruments, mode: LimitMode) -> dict[str, int]:
-    """Return how often clients were over each limit, without those that nobody was over."""
+    """Return the hits of each limit per client; limits without a hit are left out."""
     return {
         sample.labels["limit"]: round(sample.value)
         for family in numbers.limit_hits.collect()

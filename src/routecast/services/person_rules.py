@@ -1,4 +1,4 @@
-"""Person rules: who a person is whom a proxy has signed in, and what the person may do."""
+"""Person rules: the principal of a person whom a proxy has signed in."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -15,7 +15,7 @@ from routecast.services.authenticator import Authenticator
 
 
 class AssertionRules:
-    """Reads the claims of a token in which a proxy says who a person is (`ClaimReader`)."""
+    """Reads the claims of a token in which a proxy names a person (`ClaimReader`)."""
 
     def __init__(self, claims: ClaimRules, groups: GroupRules) -> None:
         self._claims = claims
@@ -31,7 +31,7 @@ class AssertionRules:
 
 
 class PersonRules:
-    """Tells who a person is; `assertions` verifies the tokens of a proxy."""
+    """Finds the principal of a person; `assertions` verifies the tokens of a proxy."""
 
     def __init__(self, groups: GroupRules, assertions: Authenticator, clock: Clock) -> None:
         self._groups = groups

@@ -1,6 +1,6 @@
 """The operator's view of a whole cluster: one node asks the others for their part of an answer.
 
-Nobody sends lists around: a node answers when it is asked, by what nodes share (`ports.Cluster`).
+Lists are not sent around: a node answers when it is asked, by what nodes share (`ports.Cluster`).
 Nodes that do not answer in time are named in the answer.
 """
 

@@ -67,7 +67,7 @@ class InspectedPeer(Protocol):
 
     @property
     def principal(self) -> Principal:
-        """Who its client is; ANYONE without a credential."""
+        """Whose stream it is; ANYONE without a credential."""
         ...
 
     @property

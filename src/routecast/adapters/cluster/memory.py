@@ -47,7 +47,7 @@ class MemoryCluster:
         return [self._summary] if self._summary else []
 
     async def ask(self, question: bytes, nodes: int, seconds: float) -> list[bytes]:
-        return []  # there is nobody else
+        return []  # there is no other node
 
     async def questions(self) -> list[tuple[str, bytes]]:
         return []

@@ -27,7 +27,7 @@ from routecast.ports import PRESENCE_SECONDS
 # The questions that Redis keeps, and the answers to each: more than there are nodes.
 MAX_QUESTIONS: Final = 1_000
 MAX_ANSWERS: Final = 1_000
-# Nobody waits for an answer to a question that is this much older than the newest one.
+# No node waits for an answer to a question that is this much older than the newest one.
 QUESTION_MILLISECONDS: Final = 2_000
 # Questions and answers expire after these times.
 QUESTIONS_MILLISECONDS: Final = 3_600_000
@@ -188,7 +188,7 @@ class RedisCluster:
         await self._append(key, fields, MAX_ANSWERS, ANSWER_MILLISECONDS)
 
     async def _append(self, key: str, fields: dict[Any, Any], most: int, lifetime: int) -> None:
-        """Append an entry to a stream that has at most so many, and expires after a while."""
+        """Append an entry to a stream that has a limit of entries, and expires after a while."""
 
         async def append(redis: Any) -> Any:
             pipeline = redis.pipeline(transaction=False)
@@ -258,7 +258,7 @@ def _is_added(replies: Any) -> None:
 
 
 def _digest(client: str) -> str:
-    """Return a key's part for a client: names may be long, and are nobody's business."""
+    """Return a key's part for a client: names may be long, and must not be readable there."""
     return sha256(client.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
