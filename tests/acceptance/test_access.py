@@ -36,7 +36,7 @@ from tests.support.raw import RawConnection, upgrade_request
 from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive
 from tests.support.tokens import jwk, private, public_pem
-from tests.support.upstream import Upstream, upstream
+from tests.support.upstream import CLOSE, UNENDING, Upstream, upstream
 from tests.support.v1 import JSON, MSGPACK, V1Client
 from tests.support.waiting import until
 
@@ -52,14 +52,22 @@ GOOD_STATUS: Final = {
     ("DELETE", "/v1/admin/connections"): 400,
     ("DELETE", "/v1/admin/connections/{identity}"): 404,
 }
+STREAM: Final = ("GET", "/ws/metrics")
 # Projects with decisions from the start, and one for all decisions that tests send.
 OURS, THEIRS, SENT = "alpha", "beta", "sent"
 DECISION: Final = {"strategy": "s", "provider": "p", "project": SENT}
+CANARY: Final = "canary: a secret that must be found nowhere"
 # Other WebSocket libraries refuse longer lines themselves.
 MAX_LINE: Final = 8_192
 
 
-def token(scope: str = "read write admin decisions", *, key: Any = None, **changed: Any) -> str:
+def token(
+    scope: str = "read write admin decisions",
+    *,
+    key: Any = None,
+    header: dict[str, Any] | None = None,
+    **changed: Any,
+) -> str:
     """Return a token; `changed` are claims, None for one that is left out."""
     claims = {
         "sub": "ana",
@@ -70,15 +78,14 @@ def token(scope: str = "read write admin decisions", *, key: Any = None, **chang
         **changed,
     }
     given = {name: value for name, value in claims.items() if value is not None}
-    return jwt.encode(given, key or private("RS256"), "RS256")
+    return jwt.encode(given, key or private("RS256"), "RS256", headers=header)
 
 
-def confused() -> str:
-    """Return a token that is signed with the public key as if that were a secret."""
+def confused(secret: str) -> str:
+    """Return a token that is signed with a form of the public key as if that were a secret."""
     head = urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=")
     body = token().split(".")[1].encode()
-    secret = public_pem(private("RS256")).encode()
-    signature = hmac.digest(secret, head + b"." + body, hashlib.sha256)
+    signature = hmac.digest(secret.encode(), head + b"." + body, hashlib.sha256)
     return b".".join([head, body, urlsafe_b64encode(signature).rstrip(b"=")]).decode()
 
 
@@ -105,7 +112,14 @@ BAD: Final = {
     "no audience": lambda: token(aud=None),
     "wrong issuer": lambda: token(iss="https://evil.example"),
     "another key": lambda: token(key=private("RS256", 1)),
-    "the public key as a secret": confused,
+    "a key of its own": lambda: token(
+        key=private("RS256", 1), header={"jwk": jwk("RS256", "x", 1)}
+    ),
+    "an unknown key id": lambda: token(key=private("RS256", 1), header={"kid": "unknown"}),
+    "the public key as a secret": lambda: confused(public_pem(private("RS256"))),
+    "a JWK as a secret": lambda: confused(json.dumps(jwk("RS256", "x"))),
+    "the modulus of a JWK as a secret": lambda: confused(jwk("RS256", "x")["n"]),
+    "too many projects": lambda: token(projects=[str(number) for number in range(1_001)]),
     "too long": lambda: "a" * 20_000,
 }
 
@@ -297,6 +311,60 @@ def test_a_credential_in_the_url_is_refused(
             assert answer.problem["parameter"] in ("token", "access_token", "key", "api_key")
             assert "Authorization" in answer.problem["detail"]
             assert good not in answer.body.decode()
+
+
+@pytest.mark.parametrize("path", ["/routing/metrics", "/v1/decisions", "/sse/metrics"])
+def test_a_huge_token_is_refused(server: Server, path: str) -> None:
+    """Of 100 KB, as one with 10,000 projects has. Nothing but its head is read, or its length."""
+    huge = token(projects=[f"p{number:06}" for number in range(10_000)])
+    assert len(huge) > 100_000
+    with RawConnection(server.port) as connection:
+        method = "POST" if path == "/v1/decisions" else "GET"
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {huge}\r\n\r\n"
+        )
+        with suppress(OSError):  # it may end the connection before it has read all
+            connection.send(head.encode())
+        refused = connection.answer()
+        assert refused.status == (400 if server.edge == "native" else 401)
+        assert huge[:50] not in f"{refused.headers} {refused.body!r}"
+    assert ask(server, ("GET", "/routing/metrics"), token()).status == 200
+
+
+def test_unknown_claims_change_nothing(server: Server) -> None:
+    """Neither what other servers call a scope, nor what is nested deep, long or of any type."""
+    deep: Any = []
+    for _ in range(200):
+        deep = [deep]
+    other_names = ("scp", "scopes", "roles", "permissions", "groups")
+    unknown = {
+        **{name: ["admin", "read"] for name in other_names},
+        "project": OURS,
+        "admin": True,
+        "is_key": False,
+        "session": "x",
+        "expires": 2**70,
+        "realm_access": {"roles": ["admin"]},
+        "deep": deep,
+        "long": "x" * 2_000,
+        "": {},
+    }
+    for route in (route for route in ROUTES if SCOPE_OF_ROUTE[route] is not None):
+        assert {each.status for each in answers(server, route, token("", **unknown))} == {403}
+    assert {each.status for each in answers(server, STREAM, token("read", **unknown))} == {426, 101}
+    assert document(server, **unknown)["total_decisions"] >= 3
+
+
+def test_clocks_may_differ_by_the_leeway(server: Server) -> None:
+    """Of 10 s: also for streams, which end with their token at once if that has ended."""
+    ahead = int(LEEWAY) - 4  # a busy machine takes a part of it
+    for good in ({"exp": now() - ahead}, {"nbf": now() + ahead}, {"iat": now() + ahead}):
+        assert ask(server, ("GET", "/routing/metrics"), token(**good)).status == 200
+        assert upgrade(server, token(**good)).status == 101
+    far = int(LEEWAY) + 60
+    for bad in ({"exp": now() - far}, {"nbf": now() + far}, {"iat": now() + far}):
+        for answer in answers(server, STREAM, token(**bad)):
+            assert answer.status == 401
 
 
 def test_a_token_that_expires_is_refused_from_then_on(server: Server) -> None:
@@ -852,6 +920,64 @@ def test_requests_wait_for_the_key_of_their_token(
         assert upgrade(server, garbage).status == 401
 
 
+# Answers of a broken identity provider, and what `/health` then says of it.
+BROKEN_ANSWERS: Final[dict[bytes, str]] = {
+    CLOSE: "closed|cannot be read",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>": "not JSON",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n" + b" " * 2_000_000: "over 1,048,576",
+    UNENDING: "did not come",
+}
+
+
+def of_provider(kid: str, number: int = 0) -> str:
+    """Return a token that the identity provider has signed."""
+    claims = {"sub": "ana", "scope": "read", "exp": now() + 600}
+    return jwt.encode(claims, private("RS256", number), "RS256", headers={"kid": kid})
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_broken_provider_stops_nothing_else(tmp_path: Path, edge: Edge) -> None:
+    """The server starts, and says what is wrong; its tokens are 503 until their keys are there.
+
+    A flood of unknown key ids then causes at most one request a minute, and delays no good token.
+    """
+    body = json.dumps({"keys": [jwk("RS256", "new")]}).encode()
+    good = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    operator = jwt.encode({"sub": "o", "scope": "admin", "exp": now() + 600}, CANARY, "HS256")
+    route = ("GET", "/routing/metrics")
+    with upstream() as site, ThreadPoolExecutor(16) as pool:
+        site.answer = lambda _: CLOSE
+        env = {
+            "ROUTECAST_JWKS_URL": f"http://127.0.0.1:{site.port}/jwks.json",
+            "ROUTECAST_JWT_SECRET": CANARY,
+        }
+        with Server(tmp_path / "server", env=env, edge=edge) as server:
+
+            def said() -> str:
+                return ask(server, ("GET", "/health"), operator).body.decode()
+
+            for broken, words in BROKEN_ANSWERS.items():
+                site.answer = lambda _, given=broken: given  # type: ignore[misc]  # -- its default
+                until(lambda wanted=words: re.search(wanted, said()))  # type: ignore[misc]  # -- its default
+                refused = ask(server, route, of_provider("new"))
+                assert refused.status == 503
+                assert int(refused.headers["retry-after"]) >= 1
+                assert re.search("cannot be fetched now|not .* in time", refused.problem["detail"])
+            site.answer = lambda _: good
+            until(lambda: ask(server, route, of_provider("new")).status == 200)
+
+            asked, began = len(site.received), time.monotonic()
+            flood = [
+                pool.submit(answers, server, STREAM, of_provider(f"unknown {number}", 1))
+                for number in range(100)
+            ]
+            known = [pool.submit(ask, server, route, of_provider("new")) for _ in range(20)]
+            assert {each.status for done in flood for each in done.result(60)} == {401}
+            assert {done.result(60).status for done in known} == {200}
+            minutes = (time.monotonic() - began) // 60
+            assert len(site.received) - asked <= 1 + minutes
+
+
 # -- pages of other sites -------------------------------------------------------------------------
 
 
@@ -893,9 +1019,6 @@ def test_pages_of_other_sites_are_refused(server: Server, origin: str) -> None:
 
 
 # -- secrets --------------------------------------------------------------------------------------
-
-
-CANARY: Final = "canary: a secret that must be found nowhere"
 
 
 def canary(secret: str, **claims: Any) -> str:

@@ -68,7 +68,9 @@ def ask(
     with closing(HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
         connection.request(method, path, sent, fields)
         answer = connection.getresponse()
-        got = {name.lower(): value for name, value in answer.getheaders()}
+        got: dict[str, str] = {}
+        for name, value in answer.getheaders():  # fields of one name are joined (RFC 9110, 5.2)
+            got[name.lower()] = ", ".join(filter(None, (got.get(name.lower()), value)))
         is_stream = got.get("content-type", "").startswith("text/event-stream")
         return answer.status, got, "" if is_stream else answer.read().decode()
 

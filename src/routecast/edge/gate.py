@@ -134,9 +134,10 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.started = True
             headers = list(message.get("headers", ()))
-            if all(name != NOSNIFF[0] for name, _ in headers):
-                headers.append(NOSNIFF)
-            headers.append(_NOT_EMBEDDED)
+            # Once each, also if a refusal passes here twice: browsers ignore a policy that has two
+            # values.
+            names = {name for name, _ in headers}
+            headers += [each for each in (NOSNIFF, _NOT_EMBEDDED) if each[0] not in names]
             if self._request_id is not None:
                 headers.append((REQUEST_ID, self._request_id))
             message = {**message, "headers": headers}
