@@ -11,6 +11,7 @@ from routecast.core import breakdown
 from routecast.core.breakdown import Breakdown, Breakdowns, break_down
 from routecast.core.metrics import Baseline, document
 from routecast.core.snapshot import COVERAGE, HOUR, Snapshot
+from routecast.core.view import FILTERS as VIEW_FILTERS
 from routecast.core.view import Selection, View
 from routecast.errors import NotHeld
 from routecast.protocol import FIELDS, WINDOWS, Position
@@ -22,8 +23,11 @@ FILTERS: list[dict[str, frozenset[str]]] = [
     {},
     {"strategy": frozenset({"hybrid", "nobody's"})},
     {"provider": frozenset({"gemini", "claude"}), "model": frozenset({"flash"})},
+    {"project": frozenset({"search"})},
+    {"project": frozenset({"default", "chat", "nobody's"}), "strategy": frozenset({"hybrid"})},
 ]
 VIEWS = [View(FIELDS, window=window, **chosen) for window in WINDOWS for chosen in FILTERS]
+PROJECT_VIEWS = [view for view in VIEWS if view.project and view.window in ("all", "5m")]
 BASELINE = Baseline("big", 3 * 10**9, 15 * 10**9)
 
 offsets = st.one_of(
@@ -32,9 +36,14 @@ offsets = st.one_of(
     st.integers(-2 * HOUR, 5 * MINUTE),
     st.integers(-8 * DAY, DAY),
 )
+of_projects = st.builds(
+    lambda sent, project: {**sent, "project": project},
+    sent_decisions(offsets),
+    st.sampled_from(["default", "search", "chat", "ads"]),
+)
 script = st.lists(
     st.one_of(
-        st.tuples(st.just("commit"), st.lists(sent_decisions(offsets), min_size=1, max_size=6)),
+        st.tuples(st.just("commit"), st.lists(of_projects, min_size=1, max_size=6)),
         st.tuples(st.just("tick"), st.sampled_from([-MINUTE, 1, MINUTE, 6 * MINUTE, HOUR])),
         st.tuples(st.just("step"), st.tuples(st.sampled_from(VIEWS), st.integers(1, 4))),
         st.tuples(st.just("load"), st.booleans()),
@@ -59,7 +68,7 @@ def finished(held: Breakdowns, snapshot: Snapshot, selection: Selection, now: in
 def check(history: CommitHistory, held: Breakdowns, view: View) -> None:
     """Assert that a view's document is what the oracle counts."""
     made = [finished(held, history.snapshot, each, history.now) for each in view.selections]
-    filters = {name: getattr(view, name) for name in ("strategy", "provider", "model")}
+    filters = {name: getattr(view, name) for name in VIEW_FILTERS}
     assert_agree(
         document(view, made, history.now, BASELINE),
         expect(
@@ -100,6 +109,30 @@ def test_every_view_equals_a_count_whatever_happens_between_two_steps(
         check(history, held, view)
 
 
+@settings(max_examples=100)
+@given(
+    commits=st.lists(
+        st.tuples(
+            st.lists(of_projects, min_size=1, max_size=12),
+            st.lists(st.tuples(st.sampled_from(PROJECT_VIEWS), st.integers(1, 9)), max_size=4),
+        ),
+        max_size=8,
+    )
+)
+def test_views_of_projects_follow_commits_of_mixed_projects(commits: list[Any]) -> None:
+    """Each counts all decisions of its own projects, wherever the others are in their steps."""
+    history, held = CommitHistory(), Breakdowns()
+    for view in PROJECT_VIEWS:
+        check(history, held, view)
+    for sent, turns in commits:
+        history.commit(sent)
+        for view, steps in turns:
+            for selection in view.selections:
+                held.ready(history.snapshot, selection, history.now, steps)
+    for view in PROJECT_VIEWS:
+        check(history, held, view)
+
+
 def test_a_commit_costs_what_it_added() -> None:
     """An up-to-date breakdown reads only the cells of new commits."""
     history = CommitHistory()
@@ -131,6 +164,25 @@ def test_a_large_commit_is_looked_at_in_steps(others: list[dict[str, Any]]) -> N
     history.commit([{**one, "provider": "p"} for one in others])
     assert held.ready(history.snapshot, selection, NOW, steps=90) is None
     assert finished(held, history.snapshot, selection, NOW).total.count == 1
+
+
+def test_a_view_of_a_project_reads_its_own_cells() -> None:
+    """The cells of a commit are sorted by project once, however many views there are."""
+    history, held = CommitHistory(), Breakdowns()
+    everyone = [{"strategy": "s", "provider": "p", "project": f"p{n}"} for n in range(100)]
+    history.commit([{**one, "timestamp": 0} for one in everyone])
+    views = [View(project=frozenset({f"p{n}", "p0"})) for n in range(1, 5)]
+    selections = [view.selections[0] for view in views]
+    for selection in selections:
+        assert finished(held, history.snapshot, selection, NOW).total.count == 2
+    history.commit([{**one, "timestamp": 0} for one in everyone])
+    # They take turns to sort: one goes on where another one stopped.
+    assert held.ready(history.snapshot, selections[0], NOW, steps=40) is None
+    assert held.ready(history.snapshot, selections[1], NOW, steps=40) is None
+    for selection in (*selections[2:], *selections[:2]):
+        made = held.ready(history.snapshot, selection, NOW, steps=24)
+        assert made is not None
+        assert made.total.count == 4
 
 
 def test_a_minute_costs_what_entered_and_left() -> None:

@@ -179,6 +179,24 @@ async def test_commits_of_one_turn_are_one_message(fanout: FanoutHarness) -> Non
     assert connection.total() == 10
 
 
+async def test_a_commit_of_other_projects_renders_and_sends_nothing(fanout: FanoutHarness) -> None:
+    """It costs a project's views no document and no message."""
+    one, other = fanout.connect_v1(), fanout.connect_v1()
+    async with fanout.running():
+        one.subscribe(filter={"project": ["search"]})
+        other.subscribe(filter={"project": ["chat", "ads"]})
+        await fanout.go(1)
+        renders = fanout.count("renders")
+        fanout.commit({"project": "search"}, {"project": "default"}, {"project": "search"})
+        await fanout.go(1)
+        assert fanout.count("renders") == renders + 1
+        fanout.commit({"project": "ads"}, {"project": "default"}, {"project": "chat"})
+        await fanout.go(1)
+        assert fanout.count("renders") == renders + 2
+    assert one.types() == other.types() == ["snapshot", "delta"]
+    assert one.total() == other.total() == 2
+
+
 async def test_views_that_are_pushed_together_rest_together(fanout: FanoutHarness) -> None:
     """Many channels then cost one wake-up of the event loop, and not one each."""
     connections = [fanout.connect_v1() for _ in range(4)]

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from itertools import count
 from typing import Final
 
+from routecast.core.commit_cells import CommitCells
 from routecast.core.decision import MINUTE
 from routecast.core.rollup import MINUTES_PER_HOUR, Key, PeriodCells, Sums
 from routecast.core.snapshot import EMPTY_SPAN, Snapshot, Span
@@ -26,6 +27,7 @@ STEPS_AT_ONCE: Final = 2
 MAX_HELD_SUMS: Final = 25_000
 
 _ALL_TIME: Final = Span(-(2**62), 2**62)
+_PROJECT: Final = Key._fields.index("project")
 _stamps: Final = count(1)
 
 # Runs while there is something to do; each iteration is one step.
@@ -43,6 +45,8 @@ class Breakdown:
     __slots__ = (
         "_entering",
         "_moving",
+        "_other_parts",
+        "_projects",
         "_selection",
         "_spent",
         "_waiting",
@@ -61,6 +65,10 @@ class Breakdown:
 
     def __init__(self, selection: Selection, now: int) -> None:
         self._selection = selection
+        # The filter of projects, None if it has none; and the other filters.
+        parts = selection.parts
+        self._projects = next((names for field, names in parts if field == _PROJECT), None)
+        self._other_parts = tuple(part for part in parts if part[0] != _PROJECT)
         self._spent = 0  # cells handled in this step
         self.now = now
         self.epoch = ""
@@ -109,24 +117,48 @@ class Breakdown:
 
     def _follow(self, snapshot: Snapshot) -> _Work:
         """Count the new commits. There is no yield after the last of them."""
-        parts = self._selection.parts
         while self.seq != snapshot.position.seq:
-            for minute, cells in snapshot.delta_after(self.seq).cells.minutes.items():
-                moves = self._moving is not None and self._moving.holds(minute)
-                if not moves and not self.span.holds(minute):
-                    if self._is_step():
-                        yield
-                    continue
-                for key, sums in cells.items():
-                    if self._is_step():
-                        yield
-                    # When a key moves, all its cells move, including those of this commit. So
-                    # only keys that have entered already, or have not left yet, are counted here.
-                    if moves and (key in self._waiting) == self._entering:
-                        continue
-                    if _matches(key, parts):
-                        self._add(key, sums)
+            cells = snapshot.cells_after(self.seq)
+            if self._projects is None:
+                yield from self._count_all(cells)
+            else:
+                yield from self._count_projects(cells, self._projects)
             self.seq += 1
+
+    def _count_all(self, added: CommitCells) -> _Work:
+        for minute, cells in added.minutes.items():
+            if not self._holds(minute):
+                if self._is_step():
+                    yield
+                continue
+            for key, sums in cells.items():
+                if self._is_step():
+                    yield
+                self._count(minute, key, sums)
+
+    def _count_projects(self, added: CommitCells, projects: frozenset[str]) -> _Work:
+        for _ in added.sorting():
+            if self._is_step():
+                yield
+        for minute, key, sums in added.of_projects(projects):
+            if self._is_step():
+                yield
+            if self._holds(minute):
+                self._count(minute, key, sums)
+
+    def _holds(self, minute: int) -> bool:
+        """Whether some keys of a minute are counted: it is in the span, or moves in or out."""
+        return self.span.holds(minute) or (self._moving is not None and self._moving.holds(minute))
+
+    def _count(self, minute: int, key: Key, sums: Sums) -> None:
+        """Count a new cell of a minute that `_holds`, if the selection has it."""
+        # When a key moves, all its cells move, including those of this commit. So only keys that
+        # have entered already, or have not left yet, are counted here.
+        moves = self._moving is not None and self._moving.holds(minute)
+        if moves and (key in self._waiting) == self._entering:
+            return
+        if _matches(key, self._other_parts):
+            self._add(key, sums)
 
     def _is_step(self) -> bool:
         self._spent += 1
@@ -238,7 +270,7 @@ def span_of(length: int, now: int) -> Span:
 
 
 def _matches(key: Key, parts: tuple[FilterPart, ...]) -> bool:
-    return all(key[field] in names for field, names in parts)
+    return not parts or all(key[field] in names for field, names in parts)
 
 
 def break_down(snapshot: Snapshot, selection: Selection, now: int) -> Breakdown:

@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple, Self
 
 import msgspec
 
+from routecast.core.commit_cells import CommitCells
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
 from routecast.core.packing import Packing
@@ -154,9 +155,9 @@ class Snapshot:
         self.scope = scope or "all"
         self.still = scope is not None
         self._needed = needed(taken, self.covered)
-        # The last commits applied, from which breakdowns that are behind catch up
-        # (`core/breakdown.py`).
-        self._recent: deque[Delta] = deque()
+        # The cells of the last commits applied, from which breakdowns that are behind catch up
+        # (`core/breakdown.py`), and how many they are.
+        self._recent: deque[tuple[CommitCells, int]] = deque()
         self._recent_cells = 0
         self._packings: list[Packing] = []  # the ones that run now
         # For each field of a key: the total's keys by their name there, and how many of the keys
@@ -259,19 +260,20 @@ class Snapshot:
             self.minutes.add(minute, cells)
 
     def _remember(self, delta: Delta) -> None:
-        self._recent.append(delta)
-        self._recent_cells += len(delta.cells)
+        count = len(delta.cells)
+        self._recent.append((CommitCells(delta.cells), count))
+        self._recent_cells += count
         # A breakdown that must count more changed cells than this is cheaper to make again.
         room = max(len(self.total) // 2, MIN_RECENT)
         while self._recent_cells > room and len(self._recent) > 1:
-            self._recent_cells -= len(self._recent.popleft().cells)
+            self._recent_cells -= self._recent.popleft()[1]
 
-    def delta_after(self, seq: int) -> Delta:
-        """Return the delta of the commit after a seq. Raises MissingDeltas if it was dropped."""
+    def cells_after(self, seq: int) -> CommitCells:
+        """Return the cells of the commit after a seq. Raises MissingDeltas if they were dropped."""
         index = len(self._recent) - (self.position.seq - seq)
         if not 0 <= index < len(self._recent):
             raise MissingDeltas(f"the commit after seq {seq} is not remembered")
-        return self._recent[index]
+        return self._recent[index][0]
 
     def forget_commits(self) -> None:
         """Drop the last commits: not all that they added was applied."""
