@@ -1,6 +1,8 @@
 /** Server URLs, refusal reasons and close codes. */
 
 const STREAM = "/ws/metrics";
+const TICKETS = "/v1/tickets";
+const TICKET_TIMEOUT_MS = 10_000;
 const DIAGNOSE_TIMEOUT_MS = 5_000;
 
 /** The longest delay that a server or a proxy can ask for. */
@@ -177,27 +179,70 @@ export async function diagnose(stream, token) {
   try {
     // With OPTIONS, unlike GET, a browser sends the page's origin also to the page's own server.
     const signal = AbortSignal.timeout(DIAGNOSE_TIMEOUT_MS);
-    /** @type {Record<string, string>} */
-    const credential = token ? { Authorization: `Bearer ${token}` } : {};
-    const answer = await fetch(url, { method: "OPTIONS", redirect: "manual", signal, headers: credential });
-    const problem = await readProblem(answer);
-    const { status, headers } = answer;
-    const outcome = outcomeOfAnswer(status, problem !== null);
-    return {
-      reason: problem ? refusal(answer, problem.detail, outcome) : explain(answer, url),
-      final: outcome !== "retry",
-      token: outcome === "token",
-      minDelay: retryAfter(headers.get("retry-after") ?? ""),
-      exact: false,
-      code: null,
-      status,
-      mayLackV1: !problem && WEBSOCKET_ONLY_STATUSES.has(status),
-      redirect: problem ? null : tlsRedirect(answer, stream),
-    };
+    const answer = await fetch(url, { method: "OPTIONS", redirect: "manual", signal, headers: authorization(token) });
+    return await answerVerdict(answer, stream);
   } catch (error) {
     // A server without authentication does not let pages of other sites send a token.
     const mayBeToken = token && error instanceof TypeError; // and not because of the timeout
     return mayBeToken ? diagnose(stream) : null;
+  }
+}
+
+/**
+ * @param {string} [token]
+ * @returns {Record<string, string>}
+ */
+function authorization(token) {
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+/**
+ * What an answer says that is not the one that was wanted.
+ *
+ * @param {Response} answer
+ * @param {string} asked a URL, of a WebSocket as such
+ * @returns {Promise<Verdict & RefusalDetails>}
+ */
+async function answerVerdict(answer, asked) {
+  const problem = await readProblem(answer);
+  const { status, headers } = answer;
+  const outcome = outcomeOfAnswer(status, problem !== null);
+  return {
+    reason: problem ? refusal(answer, problem.detail, outcome) : explain(answer, asked.replace(/^ws/, "http")),
+    final: outcome !== "retry",
+    token: outcome === "token",
+    minDelay: retryAfter(headers.get("retry-after") ?? ""),
+    exact: false,
+    code: null,
+    status,
+    mayLackV1: !problem && WEBSOCKET_ONLY_STATUSES.has(status),
+    redirect: problem ? null : tlsRedirect(answer, asked),
+  };
+}
+
+/**
+ * Ask for a ticket, which opens one stream in place of the token. Without one, `verdict` says why;
+ * it is null if there is no answer.
+ *
+ * @param {string} stream URL of the WebSocket
+ * @param {string} [token]
+ * @returns {Promise<{ticket: string} | {ticket: null, verdict: Verdict & RefusalDetails | null}>}
+ */
+export async function askForTicket(stream, token) {
+  const asked = stream.slice(0, -STREAM.length) + TICKETS;
+  try {
+    const signal = AbortSignal.timeout(TICKET_TIMEOUT_MS);
+    const options = { method: "POST", redirect: /** @type {const} */ ("manual"), signal, headers: authorization(token) };
+    const answer = await fetch(asked.replace(/^ws/, "http"), options);
+    if (answer.ok && answer.headers.get("content-type")?.startsWith("application/json")) {
+      const { ticket } = await answer.json();
+      if (typeof ticket === "string") return { ticket };
+    }
+    const verdict = await answerVerdict(answer, asked);
+    const redirect = verdict.redirect && verdict.redirect.slice(0, -TICKETS.length) + STREAM;
+    return { ticket: null, verdict: { ...verdict, redirect, mayLackV1: false } };
+  } catch {
+    return { ticket: null, verdict: null };
   }
 }
 

@@ -9,7 +9,7 @@
  * `closed` is for good: after `close()`, or if the server refuses this client. `retry()` leaves it.
  */
 
-import { BAD_TOKEN, UNREACHABLE, bearer, closeVerdict, diagnose, isToken } from "./close_reasons.js";
+import { BAD_TOKEN, UNREACHABLE, askForTicket, bearer, closeVerdict, diagnose, isToken } from "./close_reasons.js";
 
 /** @typedef {import("./types.js").State} State */
 /** @typedef {import("./types.js").Socket} Socket */
@@ -201,7 +201,16 @@ export class ReconnectingSocket {
     this.#token = token;
     if (token && !isToken(token)) return this.#finish(BAD_TOKEN, null, 401);
     if (this.#refused && this.#refused.token === token) return this.#finish(this.#refused.reason, this.#refused.code, this.#refused.status);
+    if (this.#settings.tickets) return this.#connectWithTicket(attempt);
     this.#open(this.#address, this.#token ? [V1, bearer(this.#token)] : [V1]);
+  }
+
+  /** @param {number} attempt */
+  async #connectWithTicket(attempt) {
+    const found = await askForTicket(this.#address, this.#token);
+    if (attempt !== this.#attempt) return;
+    if (found.ticket === null) return this.#conclude(found.verdict, false);
+    this.#open(this.#address, [V1], null, 0, found.ticket);
   }
 
   /** Use the default stream, which every server has. */
@@ -222,12 +231,13 @@ export class ReconnectingSocket {
    * @param {string[]} protocols
    * @param {object | null} [topic]
    * @param {number} [interval]
+   * @param {string} [ticket]
    */
-  #open(url, protocols, topic = null, interval = 0) {
+  #open(url, protocols, topic = null, interval = 0, ticket = undefined) {
     /** @type {Socket} */
     let socket;
     try {
-      socket = new this.#settings.WebSocket(url, protocols);
+      socket = new this.#settings.WebSocket(ticket ? `${url}?ticket=${encodeURIComponent(ticket)}` : url, protocols);
     } catch (error) {
       return this.#finish(String(error)); // such as ws:// from a page that came over https://
     }
@@ -260,7 +270,14 @@ export class ReconnectingSocket {
     const { v1 } = this;
     const attempt = this.#reset();
     const verdict = await diagnose(url, this.#token);
-    if (attempt !== this.#attempt) return;
+    if (attempt === this.#attempt) this.#conclude(verdict, v1);
+  }
+
+  /**
+   * @param {Verdict & import("./close_reasons.js").RefusalDetails | null} verdict on an answer, null if there is none
+   * @param {boolean} v1 whether it was routecast.v1 that did not open
+   */
+  #conclude(verdict, v1) {
     const before = this.#redirect;
     if (!before && verdict?.redirect) {
       this.#redirect = { url: verdict.redirect, reason: verdict.reason };

@@ -13,7 +13,7 @@
  */
 
 import { ReconnectingSocket } from "./connection.js";
-import { streamUrl } from "./close_reasons.js";
+import { UNREACHABLE, askForTicket, streamUrl } from "./close_reasons.js";
 import { HistorySubscription, MetricsSubscription, RoutecastError, Subscription } from "./subscription.js";
 
 export { RoutecastError, Subscription };
@@ -32,7 +32,7 @@ export { RoutecastError, Subscription };
 
 const NO_HISTORY = "the default stream has no history; it will be requested when the server speaks routecast.v1";
 
-const DEFAULTS = { firstDelay: 5_000, longestDelay: 60_000, patience: 10_000 };
+const DEFAULTS = { firstDelay: 5_000, longestDelay: 60_000, patience: 10_000, tickets: false };
 
 /**
  * Connect to a server, by its own address or its stream's. The first attempt begins at once, and
@@ -43,6 +43,23 @@ const DEFAULTS = { firstDelay: 5_000, longestDelay: 60_000, patience: 10_000 };
  */
 export function connect(url, options) {
   return new Client(url, options);
+}
+
+/**
+ * Ask a server for a ticket, for what can only open an address, such as `EventSource`. It is the
+ * parameter `ticket` of the address of a stream, which it opens once, within 30 seconds, and from this
+ * machine only: each attempt to connect needs another one. Rejects with a `RoutecastError`, whose
+ * `retryable` says whether asking again may help.
+ *
+ * @param {string | URL} url of the server, as for `connect`
+ * @param {string} [token] a token or an API key
+ * @returns {Promise<string>}
+ */
+export async function fetchTicket(url, token) {
+  const found = await askForTicket(streamUrl(url), token?.trim());
+  if (found.ticket !== null) return found.ticket;
+  const { reason, final } = found.verdict ?? { reason: UNREACHABLE, final: false };
+  throw new RoutecastError(final ? "forbidden" : "unavailable", reason, !final);
 }
 
 /** A connection to one server, with its subscriptions. */

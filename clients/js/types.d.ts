@@ -153,6 +153,11 @@ export interface Options {
    * and when the server says that the token expires.
    */
   token?: string | (() => string | undefined | Promise<string | undefined>);
+  /**
+   * Whether each attempt to connect fetches a ticket with the token, and opens the connection with
+   * that: for a proxy in between that lets no credential pass with an upgrade. Default false.
+   */
+  tickets?: boolean;
   /** A class to use if `globalThis` has none, as in Node.js 20. */
   WebSocket?: SocketClass;
 }

@@ -95,12 +95,13 @@ def test_the_page_uses_its_very_files() -> None:
 
 
 CONSUMER = """
-import { connect, RoutecastError, type Metrics, type State } from "@routecast/client";
+import { connect, fetchTicket, RoutecastError, type Metrics, type State } from "@routecast/client";
 import { useMetrics } from "@routecast/client/react";
 import { WebSocket } from "ws";
 
 const client = connect("http://127.0.0.1:8000", { WebSocket: globalThis.WebSocket, patience: 1 });
-connect(new URL("http://127.0.0.1:8000"), { WebSocket: WebSocket as any, token: async () => "t" });
+connect(new URL("http://127.0.0.1:8000"), { WebSocket: WebSocket as any, token: async () => "t", tickets: true });
+const ticket: Promise<string> = fetchTicket("http://127.0.0.1:8000", "t");
 client.subscribe({ fields: ["total_decisions"], window: "1h" }, (metrics: Metrics, { source }) => {
   const total: number | undefined = metrics.total_decisions;
   // @ts-expect-error what is unknown is undefined

@@ -51,6 +51,7 @@ RAISES: Final = {
     "Client.subscribe": {"RuntimeError"},
     "Feed.__anext__": {*REFUSALS, "Unavailable", "StopAsyncIteration", "msgspec.ValidationError"},
     "Recorder": {"BadParameter", "ValueError"},
+    "fetch_ticket": {"BadParameter", "Refused", "Unauthenticated", "Unavailable"},
     "stream": {"BadParameter", *REFUSALS},
     "stream_sync": {"BadParameter", *REFUSALS},
 }
@@ -255,9 +256,9 @@ def arguments_of(heading: str) -> Iterator[tuple[str, str]]:
 
 
 def test_the_page_has_the_arguments_of_a_stream() -> None:
-    """The table has each argument of `Client.subscribe`, and the token."""
+    """The table has each argument of `Client.subscribe`, the token and tickets."""
     listed = dict(arguments_of("## Reading metrics"))
-    assert listed.keys() == {*signature(client.Client.subscribe), "token"}
+    assert listed.keys() == {*signature(client.Client.subscribe), "token", "tickets"}
 
 
 def test_the_page_has_the_arguments_of_a_recorder() -> None:

@@ -57,6 +57,7 @@ class Connection {
     this.#socket = socket;
     this.url = request.url;
     this.v1 = socket.protocol === V1;
+    this.authorization = request.headers.authorization;
     this.offered = request.headers["sec-websocket-protocol"]?.split(/, */) ?? [];
     this.ended = once(socket, "close");
     socket.on("message", (data) => this.#messages.put(JSON.parse(data)));
@@ -146,6 +147,10 @@ export class ScriptedServer {
   #answer(request, response) {
     this.asked.push(`${request.method} ${request.url}`);
     this.credentials.push(request.headers.authorization);
+    if (request.url === "/v1/tickets" && !this.refuse) {
+      response.writeHead(200, { "Content-Type": "application/json" });
+      return response.end(JSON.stringify({ ticket: `ticket-${this.asked.length}`, expires_in: 30 }));
+    }
     // A server that has the default stream only answers that it wants an upgrade.
     const { status = this.v1 ? 204 : 426, body, page, headers = {} } = this.refuse ?? {};
     response.writeHead(status, { ...(body && { "Content-Type": "application/problem+json" }), ...headers });

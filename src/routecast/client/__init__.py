@@ -2,6 +2,7 @@
 
 - `stream` and `stream_sync` yield the metrics of one view, with and without asyncio.
 - `connect` has several subscriptions and histories on one connection.
+- `fetch_ticket` asks for a ticket, which opens one stream without a token.
 - `Recorder` sends decisions from a background thread.
 
 The logger `routecast.client` reports lost connections and lost decisions.
@@ -24,6 +25,7 @@ from routecast.client.history import History
 from routecast.client.reconnect import State
 from routecast.client.recorder import Recorder
 from routecast.client.streams import stream, stream_sync
+from routecast.client.tickets import fetch_ticket
 from routecast.client.url import DEFAULT_SERVER
 from routecast.errors import (
     BadParameter,
@@ -63,6 +65,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "connect",
+    "fetch_ticket",
     "stream",
     "stream_sync",
 ]

@@ -71,6 +71,9 @@ class Client:
             each attempt to connect, and when the server says that the token expires; it returns the
             token, and must not block for long. If it raises, loops raise its exception; after an
             OSError, the client tries again. A new token is sent on the open connection.
+        tickets: Whether each attempt to connect fetches a ticket with the token, and opens the
+            connection with that: for a proxy in between that lets no credential pass with an
+            upgrade. A token that expires is still renewed on the open connection.
         protocols: The subprotocols to offer, the preferred one first. By default these are
             `routecast.v1.msgpack` and `routecast.v1.json`. `()` requests the default stream.
         on_change: Called with the new `health` when the connection is opened or closed, and after
@@ -96,11 +99,13 @@ class Client:
         url: str = DEFAULT_SERVER,
         *,
         token: Token | None = None,
+        tickets: bool = False,
         protocols: Sequence[str] = PROTOCOLS,
         on_change: Callable[[Health], None] | None = None,
     ) -> None:
         self._server = Server.parse(url)
         self._token = token
+        self._tickets = tickets
         self._protocols = protocols
         self._on_change = on_change
         self._connection = self._new_connection(self._server.stream(), protocols)
@@ -356,7 +361,9 @@ class Client:
             feed.fail(error)
 
     def _new_connection(self, url: str, protocols: Sequence[str]) -> ReconnectingConnection:
-        return ReconnectingConnection(self._server, url, self._notify, protocols, self._token)
+        return ReconnectingConnection(
+            self._server, url, self._notify, protocols, self._token, self._tickets
+        )
 
     def _notify(self) -> None:
         if (on_change := self._on_change) is not None:

@@ -10,6 +10,7 @@ import io
 import socket
 import ssl
 import time
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -100,6 +101,12 @@ class Exchange:
     def close(self) -> None:
         """Close the connection; the next request connects again."""
         self._connection.close()
+
+    def abort(self) -> None:
+        """End an exchange that another thread waits for: its call raises OSError."""
+        if (sock := self._connection.sock) is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _request_once(self, method: str, body: bytes | None, headers: dict[str, str]) -> HttpAnswer:
         self._connection.request(method, self._target, body, {**self._headers, **headers})

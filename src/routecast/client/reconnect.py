@@ -22,7 +22,8 @@ from routecast.client.stream_errors import (
     refusal,
     verdict_on,
 )
-from routecast.client.url import Server
+from routecast.client.tickets import ask_for_ticket
+from routecast.client.url import Server, stream_of, tickets_of, with_ticket
 from routecast.errors import Unauthenticated
 from routecast.retry import Backoff, Outcome, Verdict
 
@@ -68,9 +69,10 @@ class State(StrEnum):
 class ReconnectingConnection:
     """Keeps one WebSocket open. `changed` is called when `state` has changed.
 
-    `reason` says why there is no connection, and `retry_at` when the next attempt is (monotonic
-    clock). The caller must reset `backoff` when a connection has delivered a value: if a server
-    only says hello and closes, delays must still grow.
+    With `tickets`, each attempt fetches a ticket, and sends that in place of the token. `reason`
+    says why there is no connection, and `retry_at` when the next attempt is (monotonic clock). The
+    caller must reset `backoff` when a connection has delivered a value: if a server only says hello
+    and closes, delays must still grow.
     """
 
     server: Server
@@ -78,6 +80,7 @@ class ReconnectingConnection:
     changed: Callable[[], None]
     protocols: Sequence[str] = ()
     token: Token | None = None
+    tickets: bool = False
     backoff: Backoff = field(default_factory=Backoff)
     state: State = State.CONNECTING
     reason: str = ""
@@ -103,11 +106,17 @@ class ReconnectingConnection:
         Raises Refused if reconnecting cannot help.
         """
         while True:
+            asked = target = self._redirected or self.url
             try:
+                headers = self._headers()
+                if self.tickets:
+                    asked, headers = tickets_of(asked), {}
+                    ticket = await ask_for_ticket(self.server, asked, self._sent_token)
+                    asked, target = target, with_ticket(target, ticket)
                 async with _Connect(
-                    self._redirected or self.url,
+                    target,
                     subprotocols=[Subprotocol(name) for name in self.protocols] or None,
-                    additional_headers=self._headers(),
+                    additional_headers=headers,
                     open_timeout=OPEN_TIMEOUT,
                     close_timeout=CLOSE_TIMEOUT,
                     max_size=MAX_MESSAGE,
@@ -115,10 +124,10 @@ class ReconnectingConnection:
                 ) as socket:
                     await handle(socket)
             except _ENDS as error:
-                if self._follow(error):
+                if self._follow(error, asked):
                     continue
-                pause = self._pause(error, verdict_on(error, goodbye_ms()))
-                why = describe(error, self.url)
+                pause = self._pause(error, self._verdict_on(error, asked, goodbye_ms()))
+                why = describe(error, asked)
                 unexpected = isinstance(error, InvalidStatus)
                 if self._redirected is not None and self.state is not State.CONNECTED:
                     # A redirect is followed only while it works.
@@ -130,15 +139,24 @@ class ReconnectingConnection:
             logger.log(level, "%s: %s; trying again in %.1f s", self.server, why, pause)
             await asyncio.sleep(pause)
 
-    def _follow(self, error: Exception) -> bool:
+    def _follow(self, error: Exception, asked: str) -> bool:
         """Whether to connect to the target of a redirect at once."""
         if not isinstance(error, InvalidStatus) or self._redirected is not None:
             return False
-        self._redirected = followed(answer_of(error), self.url)
-        if self._redirected is None:
+        target = followed(answer_of(error), asked)
+        if target is None:
             return False
-        self._redirect_reason = describe(error, self.url)
+        self._redirected = target if asked == self.url else stream_of(target, self.url)
+        self._redirect_reason = describe(error, asked)
         return True
+
+    def _verdict_on(self, error: Exception, asked: str, goodbye_ms: int | None) -> Verdict:
+        verdict = verdict_on(error, goodbye_ms)
+        is_of_ticket = self.tickets and isinstance(error, InvalidStatus) and asked.startswith("ws")
+        if is_of_ticket and verdict.outcome is Outcome.NEW_TOKEN:
+            # The ticket came too late, or to another node. The token was accepted just before.
+            return Verdict(Outcome.RETRY)
+        return verdict
 
     def _is_new(self, why: str) -> bool:
         """Whether a cause is new since the last connection: a cause is logged as a warning once."""
@@ -166,6 +184,7 @@ class ReconnectingConnection:
         self.changed()
 
     def _headers(self) -> dict[str, str]:
+        """Return the header fields of an attempt, with the token that is asked for now."""
         if self.token is None:
             return {}
         self._sent_token = self._next_token or text_of(self.token)

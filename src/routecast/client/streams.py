@@ -25,7 +25,11 @@ class ViewOptions(TypedDict, total=False):
 
 
 async def stream(
-    url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[ViewOptions]
+    url: str = DEFAULT_SERVER,
+    *,
+    token: Token | None = None,
+    tickets: bool = False,
+    **asked: Unpack[ViewOptions],
 ) -> AsyncGenerator[Metrics]:
     """Yield the metrics of a view whenever they change.
 
@@ -35,6 +39,7 @@ async def stream(
     Args:
         url: The address of the server, as for `Client`.
         token: A token or an API key, or a function that returns it, as for `Client`.
+        tickets: Whether to connect with tickets in place of the token, as for `Client`.
         **asked: The arguments of `Client.subscribe`.
 
     Yields:
@@ -56,13 +61,20 @@ async def stream(
         >>> asyncio.run(show())
         1
     """
-    async with Client(url, token=token) as client, await client.subscribe(**asked) as subscription:
+    async with (
+        Client(url, token=token, tickets=tickets) as client,
+        await client.subscribe(**asked) as subscription,
+    ):
         async for metrics in subscription:
             yield metrics
 
 
 def stream_sync(
-    url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[ViewOptions]
+    url: str = DEFAULT_SERVER,
+    *,
+    token: Token | None = None,
+    tickets: bool = False,
+    **asked: Unpack[ViewOptions],
 ) -> Generator[Metrics]:
     """Yield the metrics of a view whenever they change, without asyncio.
 
@@ -72,6 +84,7 @@ def stream_sync(
     Args:
         url: The address of the server, as for `Client`.
         token: A token or an API key, or a function that returns it, as for `Client`.
+        tickets: Whether to connect with tickets in place of the token, as for `Client`.
         **asked: The arguments of `Client.subscribe`.
 
     Yields:
@@ -89,7 +102,7 @@ def stream_sync(
         ...     break
         1
     """
-    reader = _StreamThread(stream(url, token=token, **asked))
+    reader = _StreamThread(stream(url, token=token, tickets=tickets, **asked))
     reader.start()
     try:
         while True:

@@ -12,6 +12,7 @@ from routecast.errors import BadParameter
 DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
 """The address that `routecast serve` listens on by default: this machine, port 8000."""
 _STREAM: Final = "/ws/metrics"
+_TICKETS: Final = "/v1/tickets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,28 @@ class Server:
         """Return the URL of the metrics stream with a query."""
         encoded = urlencode(list(query), safe=",")
         return f"ws{self.url.removeprefix('http')}{_STREAM}" + (f"?{encoded}" if encoded else "")
+
+    def tickets(self) -> str:
+        """Return the URL that gives tickets."""
+        return self.http(_TICKETS)
+
+
+def tickets_of(stream: str) -> str:
+    """Return the URL that gives tickets for the URL of a stream."""
+    base = stream.partition("?")[0].removesuffix(_STREAM)
+    return f"http{base.removeprefix('ws')}{_TICKETS}"
+
+
+def stream_of(tickets: str, stream: str) -> str:
+    """Return the URL of a stream at the server that gives tickets at a URL."""
+    base = tickets.removesuffix(_TICKETS).removeprefix("http")
+    _, mark, query = stream.partition("?")
+    return f"ws{base}{_STREAM}{mark}{query}"
+
+
+def with_ticket(stream: str, ticket: str) -> str:
+    """Return the URL of a stream with a ticket."""
+    return f"{stream}{'&' if '?' in stream else '?'}{urlencode({'ticket': ticket})}"
 
 
 def _split(text: str, name: str) -> SplitResult:
