@@ -100,7 +100,8 @@ import { useMetrics } from "@routecast/client/react";
 import { WebSocket } from "ws";
 
 const client = connect("http://127.0.0.1:8000", { WebSocket: globalThis.WebSocket, patience: 1 });
-connect(new URL("http://127.0.0.1:8000"), { WebSocket: WebSocket as any, token: async () => "t", tickets: true });
+const options = { token: async () => "t", tickets: true };
+connect(new URL("http://127.0.0.1:8000"), { WebSocket: WebSocket as any, ...options });
 const ticket: Promise<string> = fetchTicket("http://127.0.0.1:8000", "t");
 client.subscribe({ fields: ["total_decisions"], window: "1h" }, (metrics: Metrics, { source }) => {
   const total: number | undefined = metrics.total_decisions;
