@@ -565,6 +565,12 @@ def test_a_credential_without_projects_sees_nothing(server: Server, path: str) -
     assert ask(server, ("POST", "/v1/decisions"), token(projects=[])).status == 403
 
 
+def test_the_metrics_of_an_operator_are_kept_nowhere(server: Server) -> None:
+    """A cache could give them to others."""
+    answer = ask(server, ("GET", "/metrics"), token())
+    assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
+
+
 def test_health_says_little_to_everyone_else(server: Server) -> None:
     """An operator must be allowed to see all projects, because health is about all of them."""
     for credential in (None, "garbage", token("read"), token(projects=[OURS]), token(exp=1)):

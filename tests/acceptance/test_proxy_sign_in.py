@@ -4,11 +4,13 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final, cast
 
 import httpx2
 import jwt
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.support.command import routecast
@@ -183,6 +185,33 @@ def test_a_revoked_person_is_refused(server: Server) -> None:
 
 
 # -- Cloudflare Access -----------------------------------------------------------------------------
+
+
+def test_signing_out_ends_the_sessions_that_a_person_has_begun(server: Server) -> None:
+    """In all browsers. Those of another person go on, and the proxy's word counts as before."""
+    own = {"Origin": server.url}
+
+    def begun(name: str) -> dict[str, str]:
+        answer = ask(server, "POST", "/auth/session", **named(name), **own)
+        assert answer.status_code == 200, answer.text
+        return {"Cookie": answer.headers["set-cookie"].partition(";")[0], **own}
+
+    first, second, other = begun("eva"), begun("eva"), begun("max")
+    with (
+        connect(server.ws_url, additional_headers=first) as one,
+        connect(server.ws_url, additional_headers=second) as two,
+        connect(server.ws_url, additional_headers=other) as kept,
+    ):
+        assert ask(server, "DELETE", "/auth/session", **named("eva"), **own).status_code == 204
+        for stream in (one, two):
+            with suppress(ConnectionClosed):
+                while True:
+                    stream.recv(timeout=30)
+            assert stream.close_code == 4401
+        assert kept.recv(timeout=30)
+    assert ask(server, "GET", "/routing/metrics", **second).status_code == 401
+    for good in (other, named("eva")):
+        assert ask(server, "GET", "/routing/metrics", **good).status_code == 200
 
 
 def test_cloudflare_signs_a_person_in(server: Server, keys: str) -> None:

@@ -3,9 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import pytest
+from starlette.types import Message, Scope
+
+from routecast.core.access import Principal
 from routecast.core.payload import Payload
 from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
+from routecast.edge.sse import MetricsEvents
+from routecast.edge.ws.asgi_route import MetricsSocket
+from routecast.errors import BadCredential, RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode
 from routecast.streaming.connections import ABNORMAL_CLOSURE
@@ -182,3 +190,56 @@ async def test_a_connection_ends_when_sending_fails() -> None:
         client.connection.send(Payload(b"1"))
     assert (client.ended, client.peer.closed) == ((ABNORMAL_CLOSURE, False), ABNORMAL_CLOSURE)
     assert client.instruments.registry.get_sample_value("routecast_send_failures_total") == 1
+
+
+# -- a credential that ends while the stream opens ------------------------------------------------
+
+
+class EndingAccess:
+    """An access that refuses a client which it has let in (`edge.access.Access`)."""
+
+    def __init__(self, error: RoutecastError) -> None:
+        self._error = error
+
+    def require_valid(self, _: Principal) -> None:
+        raise self._error
+
+
+class OpenAdmission:
+    """An admission that lets everyone in, and notes the release (`AdmissionControl`)."""
+
+    released = 0
+
+    def __init__(self, access: EndingAccess) -> None:
+        self.access = access
+
+    def admit_scope(self, _: Scope, **__: bool) -> tuple[None, str]:
+        return None, "192.0.2.1"
+
+    def release(self, _: str, __: Principal) -> None:
+        self.released += 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(BadCredential("revoked"), 4401), (Unavailable("not known"), 1011)]
+)
+async def test_no_stream_begins_whose_credential_may_have_ended(
+    error: RoutecastError, code: int
+) -> None:
+    """The head is sent by then. Only after 4401 does the client need another credential."""
+    admission = OpenAdmission(EndingAccess(error))
+    given: Any = (None, admission, Instruments())
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(dict(message))
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    scope = {"http_version": "1.1", "headers": [], "subprotocols": [], "method": "GET"}
+    await MetricsSocket(*given)({"type": "websocket", **scope}, receive, send)
+    assert sent[-1] == {"type": "websocket.close", "code": code}
+    await MetricsEvents(*given)({"type": "http", **scope}, receive, send)
+    assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+    assert admission.released == 2
