@@ -9,7 +9,7 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from tests.support.nginx import Nginx, executable
+from tests.support.nginx import SHIPPED, Nginx, executable
 from tests.support.raw import WAIT_SECONDS, Answer, RawConnection
 from tests.support.upstream import CLOSE, NOT_FOUND, OK, UNENDING, Received, Upstream, upstream
 
@@ -149,6 +149,19 @@ def test_forged_addresses_of_a_client_are_replaced(site: Site) -> None:
     assert request.fields["x-forwarded-for"] == "127.0.0.1"
     assert request.fields["x-forwarded-proto"] == "http"
     assert "x_forwarded_for" not in request.fields
+
+
+@pytest.mark.parametrize("path", ["/", "/ws/metrics", "/sse/metrics"])
+def test_a_proxy_in_front_may_speak_tls(tmp_path: Path, path: str) -> None:
+    """If `listen.conf` says so, nodes are told `https`, and take credentials."""
+    executable()
+    listen = "set $client_scheme https;\n"
+    assert f"\n# {listen}" in (SHIPPED / "listen.conf").read_text()
+    with upstream() as node, Nginx(tmp_path / "nginx", [node.port], listen=listen) as nginx:
+        node.received.clear()
+        send(nginx, f"GET {path} HTTP/1.1", "Host: localhost", "X-Forwarded-Proto: http")
+        (request,) = node.received
+    assert request.fields["x-forwarded-proto"] == "https"
 
 
 @pytest.mark.parametrize("path", ["/ws/metrics", "/sse/metrics"])

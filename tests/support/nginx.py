@@ -84,8 +84,9 @@ class Nginx:
     """nginx in front of nodes, given by their ports. Use as a context manager.
 
     `nginx.conf` is the one of `deploy/`. The files beside it, which operators change, have the
-    test's nodes, its port and the `names` that nginx answers to. `replaced` are replacements of
-    texts in nginx.conf, such as a shorter time; each text must be there.
+    test's nodes, its port, the `names` that nginx answers to, and further lines of `listen.conf`.
+    `replaced` are replacements of texts in nginx.conf, such as a shorter time; each text must be
+    there.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Nginx:
         nodes: Sequence[int],
         *,
         names: Sequence[str] = (),
+        listen: str = "",
         replaced: Mapping[str, str] | None = None,
     ) -> None:
         self.port = free_port()
@@ -107,10 +109,11 @@ class Nginx:
         (folder / "nginx.conf").write_text(text)
         lines = "".join(f"{name} 1;\n" for name in names)
         (folder / "names.conf").write_text((SHIPPED / "names.conf").read_text() + lines)
-        listen = (SHIPPED / "listen.conf").read_text()
-        assert "\nlisten 80 " in listen
-        listen = listen.replace("\nlisten 80 ", f"\nlisten 127.0.0.1:{self.port} ")
-        (folder / "listen.conf").write_text(f"{listen}access_log access.log;\n{_OWN_FOLDERS}")
+        shipped = (SHIPPED / "listen.conf").read_text()
+        assert "\nlisten 80 " in shipped
+        shipped = shipped.replace("\nlisten 80 ", f"\nlisten 127.0.0.1:{self.port} ")
+        own = f"access_log access.log;\n{_OWN_FOLDERS}{listen}"
+        (folder / "listen.conf").write_text(f"{shipped}{own}")
         self.list_nodes(nodes)
         self._process: subprocess.Popen[bytes] | None = None
 
