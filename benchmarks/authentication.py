@@ -6,7 +6,6 @@ Each compares with the same server without authentication, or with the floor, in
 import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,9 +24,9 @@ from benchmarks.processes import cpu_seconds
 from benchmarks.report import Figure, Report, ratios
 from benchmarks.servers import Running
 from benchmarks.stage import CLIENT_CORE, Stage, set_stage
-from benchmarks.streams import INTERVALS_TO_SETTLE, PATH, Server, floor, floor_by_views, routecast
+from benchmarks.streams import INTERVALS_TO_SETTLE, PATH, Server, posting, routecast
 from benchmarks.subscribers import IN_FLIGHT, Behaviour, Subscribers
-from benchmarks.subscriptions import V1_JSON
+from benchmarks.subscriptions import V1_JSON, against_floors
 
 CLIENTS: Final = 10_000
 INTERVAL: Final = 1.0
@@ -262,7 +261,6 @@ def _look(client: httpx2.Client) -> int:
 
 def projects(options: Options) -> Report:
     """10,000 clients whose tokens are for one of 200 projects each, compared with the floor."""
-    pairs, clients, seconds = (2, 1_000, 3) if options.quick else (6, CLIENTS, SECONDS)
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
         secured = Secured(stage)
@@ -277,28 +275,17 @@ def projects(options: Options) -> Report:
             "messages": messages,
             "credentials": secured.file("restricted", restricted),
         }
-        contenders = [
-            Contender(_writing(secured), PATH, crowd),
-            Contender(floor),
-            Contender(floor_by_views(PROJECTS)),
-        ]
-        runs = [
-            side_by_side(stage, contenders, clients, seconds, run) for run in options.runs(pairs)
-        ]
-    ours, least, by_views = map(list, zip(*runs, strict=True))
-    served, floors, ordered = (
-        list(map(attrgetter("message_us"), each)) for each in (ours, least, by_views)
-    )
+        contender = Contender(_writing(secured), PATH, crowd)
+        found = against_floors(options, stage, contender, PROJECTS)
+    ours = found.ours
     figures = [
-        Figure("CPU a message: server ÷ floor", ratios(served, floors), most=1.3),
-        Figure("CPU a message: server ÷ floor that goes view by view", ratios(served, ordered)),
-        Figure("CPU a message: server, µs", served),
-        Figure("CPU a message: floor, µs", floors),
-        Figure("CPU a message: floor that goes view by view, µs", ordered),
+        *found.figures,
         Figure("messages ÷ messages due", [each.complete for each in ours], least=COMPLETE),
         Figure("clients, share of a core", [each.busy for each in ours]),
     ]
-    title = f"{PROJECTS} projects of {clients:,} clients, told of changes each {INTERVAL:.0f} s"
+    title = (
+        f"{PROJECTS} projects of {found.clients:,} clients, told of changes each {INTERVAL:.0f} s"
+    )
     return Report("projects", title, figures, options.quick)
 
 
@@ -316,21 +303,10 @@ def _writing(secured: Secured) -> Server:
 
     @contextmanager
     def run(stage: Stage, interval: float) -> Iterator[Running]:
-        done = threading.Event()
-        with secured(stage, interval) as server:
-
-            def write() -> None:
-                url = f"http://{HOST}:{server.port}"
-                with httpx2.Client(base_url=url, headers=head) as client:
-                    while not done.wait(interval - time.monotonic() % interval):
-                        client.post("/v1/decisions", json=sent).raise_for_status()
-
-            thread = threading.Thread(target=write)
-            thread.start()
-            try:
-                yield server
-            finally:
-                done.set()
-                thread.join()
+        with (
+            secured(stage, interval) as server,
+            posting(server.port, lambda: sent, interval, head),
+        ):
+            yield server
 
     return run

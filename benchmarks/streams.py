@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -181,6 +182,27 @@ def _publish(stage: Stage, port: int, interval: float, done: threading.Event) ->
         while not done.wait(interval):
             now = datetime.now(UTC).isoformat(timespec="microseconds")
             client.post("/publish", content=f'{document}"{now}"}}').raise_for_status()
+
+
+@contextmanager
+def posting(
+    port: int, made: Callable[[], object], every: float, headers: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Send the decisions that `made` returns at each multiple of a time, beside the body."""
+    done = threading.Event()
+
+    def run() -> None:
+        with httpx2.Client(base_url=f"http://{HOST}:{port}", headers=headers) as client:
+            while not done.wait(every - time.monotonic() % every):
+                client.post("/v1/decisions", json=made()).raise_for_status()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _needs(name: str) -> str:

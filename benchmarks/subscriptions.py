@@ -4,27 +4,25 @@ import json
 import random
 import socket
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx2
 import msgspec
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from benchmarks.fanout import COMPLETE, SECONDS, Contender, side_by_side
+from benchmarks.fanout import COMPLETE, SECONDS, Contender, Sample, side_by_side
 from benchmarks.load import HOST
 from benchmarks.options import Options
 from benchmarks.report import Figure, Report, ratios
 from benchmarks.servers import Running
 from benchmarks.servers import routecast as serving
 from benchmarks.stage import Stage, set_stage
-from benchmarks.streams import PATH, floor, floor_by_views, routecast
+from benchmarks.streams import PATH, floor, floor_by_views, posting, routecast
 from benchmarks.traffic import MODELS, latencies
 
 CLIENTS: Final = 10_000
@@ -42,20 +40,41 @@ TICK: Final = 0.1
 
 def views(options: Options) -> Report:
     """10,000 clients of 50 views that change every second, compared with the floor in C."""
-    pairs, clients, seconds = (2, 1_000, 3) if options.quick else (6, CLIENTS, SECONDS)
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
         messages = stage.folder / "messages"
         messages.write_text("".join(f"{json.dumps(_subscribe(n))}\n" for n in range(VIEWS)))
         crowd = {"subprotocol": V1_JSON, "messages": messages}
-        contenders = [
-            Contender(_changing, PATH, crowd),
-            Contender(floor),
-            Contender(floor_by_views(VIEWS)),
-        ]
-        runs = [
-            side_by_side(stage, contenders, clients, seconds, run) for run in options.runs(pairs)
-        ]
+        found = against_floors(options, stage, Contender(_changing, PATH, crowd), VIEWS)
+    ours, least = found.ours, found.least
+    figures = [
+        *found.figures,
+        Figure("tick to last client, p99: server, ms", [each.last_ms for each in ours]),
+        Figure("tick to last client, p99: floor, ms", [each.last_ms for each in least]),
+        Figure("memory a connection, bytes", [each.memory for each in ours], decimals=0),
+        Figure("messages ÷ messages due", [each.complete for each in ours], least=COMPLETE),
+        Figure("clients, share of a core", [each.busy for each in ours]),
+    ]
+    title = (
+        f"{VIEWS} views of {found.clients:,} clients, each changed and told each {INTERVAL:.0f} s"
+    )
+    return Report("views", title, figures, options.quick)
+
+
+class Compared(NamedTuple):
+    """The samples of a server and of the floor, and figures that compare it with both floors."""
+
+    clients: int
+    ours: list[Sample]
+    least: list[Sample]
+    figures: list[Figure]
+
+
+def against_floors(options: Options, stage: Stage, contender: Contender, views: int) -> Compared:
+    """Compare a server with the floor, and with the floor that goes view by view."""
+    pairs, clients, seconds = (2, 1_000, 3) if options.quick else (6, CLIENTS, SECONDS)
+    contenders = [contender, Contender(floor), Contender(floor_by_views(views))]
+    runs = [side_by_side(stage, contenders, clients, seconds, run) for run in options.runs(pairs)]
     ours, least, by_views = map(list, zip(*runs, strict=True))
     served, floors, ordered = (
         list(map(attrgetter("message_us"), each)) for each in (ours, least, by_views)
@@ -66,14 +85,8 @@ def views(options: Options) -> Report:
         Figure("CPU a message: server, µs", served),
         Figure("CPU a message: floor, µs", floors),
         Figure("CPU a message: floor that goes view by view, µs", ordered),
-        Figure("tick to last client, p99: server, ms", [each.last_ms for each in ours]),
-        Figure("tick to last client, p99: floor, ms", [each.last_ms for each in least]),
-        Figure("memory a connection, bytes", [each.memory for each in ours], decimals=0),
-        Figure("messages ÷ messages due", [each.complete for each in ours], least=COMPLETE),
-        Figure("clients, share of a core", [each.busy for each in ours]),
     ]
-    title = f"{VIEWS} views of {clients:,} clients, each changed and told each {INTERVAL:.0f} s"
-    return Report("views", title, figures, options.quick)
+    return Compared(clients, ours, least, figures)
 
 
 def browsers(options: Options) -> Report:
@@ -120,23 +133,13 @@ def _changing(stage: Stage, interval: float) -> Iterator[Running]:
 
     Routecast sends the change at once, while the floors are silent.
     """
-    done = threading.Event()
     rng = random.Random(VIEWS)
-    with routecast(stage, interval) as server:
 
-        def run() -> None:
-            with httpx2.Client(base_url=f"http://{HOST}:{server.port}") as client:
-                while not done.wait(interval - time.monotonic() % interval):
-                    sent = [_decision(rng, _strategy(number)) for number in range(VIEWS)]
-                    client.post("/v1/decisions", json=sent).raise_for_status()
+    def made() -> list[dict[str, Any]]:
+        return [_decision(rng, _strategy(number)) for number in range(VIEWS)]
 
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield server
-        finally:
-            done.set()
-            thread.join()
+    with routecast(stage, interval) as server, posting(server.port, made, interval):
+        yield server
 
 
 def _decision(rng: random.Random, strategy: str, provider: str | None = None) -> dict[str, Any]:

@@ -9,24 +9,20 @@ all interrupts for the server, which the kernel charges to any process that happ
 import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import httpx2
-
 from benchmarks.cases import Broken
 from benchmarks.fanout import COMPLETE, Contender
-from benchmarks.load import HOST
 from benchmarks.options import Options
 from benchmarks.processes import busy_seconds, cpu_seconds
 from benchmarks.report import Figure, Report, ratios
 from benchmarks.servers import Running
 from benchmarks.stage import CLIENT_CORE, SERVER_CORE, Stage, set_stage
-from benchmarks.streams import INTERVALS_TO_SETTLE, PATH, floor, routecast
+from benchmarks.streams import INTERVALS_TO_SETTLE, PATH, floor, posting, routecast
 from benchmarks.subscribers import Subscribers
 from benchmarks.subscriptions import V1_JSON
 
@@ -99,21 +95,11 @@ def _cases(v1: Mapping[str, Any]) -> list[Case]:
 @contextmanager
 def _arriving(stage: Stage, interval: float) -> Iterator[Running]:
     """Run Routecast, and send decisions to it one by one."""
-    done = threading.Event()
-    with routecast(stage, interval) as server:
-
-        def run() -> None:
-            with httpx2.Client(base_url=f"http://{HOST}:{server.port}") as client:
-                while not done.wait(1 / ARRIVALS - time.monotonic() % (1 / ARRIVALS)):
-                    client.post("/v1/decisions", json=DECISION).raise_for_status()
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield server
-        finally:
-            done.set()
-            thread.join()
+    with (
+        routecast(stage, interval) as server,
+        posting(server.port, lambda: DECISION, 1 / ARRIVALS),
+    ):
+        yield server
 
 
 def _alone(stage: Stage, contender: Contender, clients: int, seconds: float) -> Sample:

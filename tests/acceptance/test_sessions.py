@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tests.support.command import routecast
-from tests.support.credentials import SIGNED, bearer, token
+from tests.support.credentials import SIGNED, bearer, signed_server, token
 from tests.support.postgres import OwnPostgres
 from tests.support.raw import RawConnection, upgrade_request
 from tests.support.redis import RedisServer
@@ -32,10 +32,7 @@ def server(
 ) -> Iterator[Server]:
     """A server that takes tokens."""
     edge = cast(Edge, request.param)
-    with Server(tmp_path_factory.mktemp(edge), env=SIGNED, edge=edge) as running:
-        running.http.headers.update(bearer(token("read", "write", "admin")))
-        running.post({"strategy": "s", "provider": "p", "project": "ours"})
-        running.post({"strategy": "s", "provider": "p", "project": "theirs"})
+    with signed_server(tmp_path_factory.mktemp(edge), edge) as running:
         yield running
 
 

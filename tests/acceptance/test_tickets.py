@@ -11,7 +11,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.support.credentials import SIGNED, bearer, token
+from tests.support.credentials import SIGNED, bearer, signed_server, token
 from tests.support.postgres import OwnPostgres
 from tests.support.raw import RawConnection, upgrade_request
 from tests.support.redis import RedisServer
@@ -26,10 +26,7 @@ def server(
 ) -> Iterator[Server]:
     """A server that takes tokens."""
     edge = cast(Edge, request.param)
-    with Server(tmp_path_factory.mktemp(edge), env=SIGNED, edge=edge) as running:
-        running.http.headers.update(bearer(token("read", "write", "admin")))
-        running.post({"strategy": "s", "provider": "p", "project": "ours"})
-        running.post({"strategy": "s", "provider": "p", "project": "theirs"})
+    with signed_server(tmp_path_factory.mktemp(edge), edge) as running:
         yield running
 
 
