@@ -187,8 +187,8 @@ def test_a_revoked_person_is_refused(server: Server) -> None:
 # -- Cloudflare Access -----------------------------------------------------------------------------
 
 
-def test_signing_out_ends_the_sessions_that_a_person_has_begun(server: Server) -> None:
-    """In all browsers. Those of another person go on, and the proxy's word counts as before."""
+def test_signing_out_ends_all_streams_of_a_person(server: Server) -> None:
+    """With and without a session. Those of others go on, and the proxy's word counts as before."""
     own = {"Origin": server.url}
 
     def begun(name: str) -> dict[str, str]:
@@ -200,15 +200,18 @@ def test_signing_out_ends_the_sessions_that_a_person_has_begun(server: Server) -
     with (
         connect(server.ws_url, additional_headers=first) as one,
         connect(server.ws_url, additional_headers=second) as two,
+        connect(server.ws_url, additional_headers={**named("eva"), **own}) as three,
         connect(server.ws_url, additional_headers=other) as kept,
+        connect(server.ws_url, additional_headers={**named("max"), **own}) as kept_too,
     ):
         assert ask(server, "DELETE", "/auth/session", **named("eva"), **own).status_code == 204
-        for stream in (one, two):
+        for stream in (one, two, three):
             with suppress(ConnectionClosed):
                 while True:
                     stream.recv(timeout=30)
             assert stream.close_code == 4401
         assert kept.recv(timeout=30)
+        assert kept_too.recv(timeout=30)
     assert ask(server, "GET", "/routing/metrics", **second).status_code == 401
     for good in (other, named("eva")):
         assert ask(server, "GET", "/routing/metrics", **good).status_code == 200

@@ -167,6 +167,54 @@ async def test_a_person_without_a_session_ends_those_of_the_subject(
         await first.sessions.find(text)
 
 
+async def test_streams_of_a_person_whom_a_proxy_signs_in_end_with_the_sign_out(
+    records: BreakableRecords, clock: HeldClock
+) -> None:
+    """On all nodes, once; nothing else of the person ends, and the proxy's word counts again."""
+    first, second = node(records, clock), node(records, clock)
+    eva = replace(ANN, subject="eva", by_proxy=True)
+    max_ = replace(eva, subject="max")
+    for each in (first, second):
+        for person in (eva, max_):
+            each.sessions.notice(person)
+        await each.sessions.refresh()
+    await first.sessions.end(eva)
+    await second.sessions.refresh()
+    for each in (first, second):
+        assert each.ended(eva)
+        assert not each.ended(max_)
+        assert not each.ended(replace(eva, by_proxy=False))  # a token of that subject
+        each.told.clear()
+        each.sessions.notice(eva)
+        await each.sessions.refresh()
+        assert not each.ended(eva)
+    await second.sessions.end(replace(eva, by_proxy=False, session="session:x"))
+    await first.sessions.refresh()
+    assert first.ended(eva)
+    assert second.ended(eva)
+
+
+async def test_a_sign_out_before_the_streams_of_a_person_ends_none(
+    records: BreakableRecords, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node learns of it only when the person comes; on the node of the sign-out it is known."""
+    first, second = node(records, clock), node(records, clock)
+    eva = replace(ANN, by_proxy=True)
+    first.sessions.notice(eva)
+    await first.sessions.end(eva)
+    assert first.ended(eva)
+    second.sessions.notice(eva)
+    for _ in range(3):
+        await second.sessions.refresh()
+    assert not second.ended(eva)
+    monkeypatch.setattr(module, "MAX_KNOWN_PEOPLE", 1)
+    second.sessions.notice(replace(eva, subject="max"))
+    await first.sessions.end(eva)
+    for _ in range(3):
+        await second.sessions.refresh()
+    assert not second.ended(eva)  # it is forgotten
+
+
 async def test_a_session_of_a_key_ends_alone(records: BreakableRecords, clock: HeldClock) -> None:
     """Its other screens go on, and so do the sessions of a person with its name."""
     first, second = node(records, clock), node(records, clock)

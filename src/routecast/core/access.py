@@ -56,6 +56,7 @@ class Principal:
         issued: When its credential was issued, in seconds since 1970; None if that is unknown.
         is_key: Whether its credential is an API key, and no token.
         session: The id of the session that it came in by; "" without one.
+        by_proxy: Whether a proxy has signed the person in.
     """
 
     subject: str = ""
@@ -66,6 +67,7 @@ class Principal:
     issued: float | None = None
     is_key: bool = False
     session: str = ""
+    by_proxy: bool = False
 
 
 # Everyone, while authentication is off.

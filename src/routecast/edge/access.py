@@ -167,7 +167,13 @@ class Access:
                 return None
             principal = found
         authenticator.check(principal)
+        self._notice(principal)
         return principal
+
+    def _notice(self, principal: Principal) -> None:
+        """Have the streams of a person end when the person signs out, also without a session."""
+        if principal.by_proxy and not principal.session and self._sessions is not None:
+            self._sessions.notice(principal)
 
     async def authenticate(self, credential: Credential) -> Principal:
         """Return whose credential it is, within VERIFY_SECONDS. Raises BadCredential, Unavailable.
@@ -190,6 +196,7 @@ class Access:
         if isinstance(credential, str):
             return self._authenticator.recognise(credential) or principal
         self._authenticator.check(principal)
+        self._notice(principal)
         return principal
 
     async def _verify(self, credential: Credential, authenticator: Authenticator) -> Principal:

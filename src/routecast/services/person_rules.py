@@ -26,7 +26,11 @@ class AssertionRules:
         valid = self._claims.read(payload, now)
         person = self._groups.read(msgspec.json.decode(payload), now)
         return replace(
-            person, expires=valid.expires, credential=valid.credential, issued=valid.issued
+            person,
+            expires=valid.expires,
+            credential=valid.credential,
+            issued=valid.issued,
+            by_proxy=True,
         )
 
 
@@ -44,4 +48,5 @@ class PersonRules:
         Its streams end after the longest time of a session, and may then be opened again.
         """
         now = self._clock.now() / SECOND
-        return replace(self._groups.principal(name, groups, now), expires=now + SESSION_SECONDS)
+        person = self._groups.principal(name, groups, now)
+        return replace(person, expires=now + SESSION_SECONDS, by_proxy=True)

@@ -6,15 +6,19 @@ seconds. While the records cannot be reached, the sessions that are known hold.
 
 A person who signs out ends all sessions of their subject. An API key may be that of many screens,
 so only one of its sessions ends. It can be renewed instead, which lets the same session go on.
+
+A person whom a proxy signs in for each request has streams without a session. Each node remembers
+such people, too, and closes these streams when the person has signed out.
 """
 
 import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Final, NamedTuple
 
 from routecast.core.access import Principal
@@ -41,6 +45,8 @@ log = logging.getLogger(__name__)
 # Sessions that a node remembers, more than it has streams by default. The streams of one that it
 # forgets are closed, because nobody would notice its end.
 MAX_KNOWN_SESSIONS: Final = 16_384
+# People that a node remembers whom a proxy signs in; it forgets the one that came longest ago.
+MAX_KNOWN_PEOPLE: Final = 16_384
 # Seconds between two looks at whether sessions were ended.
 SESSION_LOOK_SECONDS: Final = 1.0
 # Records that are read in one call.
@@ -76,6 +82,9 @@ class Sessions:
         self._clock = clock
         self._limit = limit
         self._known: OrderedDict[str, _Session] = OrderedDict()  # by the id of the session
+        # The last sign-outs of people whom a proxy signs in, by subject, and those not known yet.
+        self._people: OrderedDict[str, str | None] = OrderedDict()
+        self._new_people: set[str] = set()
         self._version: str | None = None
         self._looks = 0  # at the sessions that are known, which are left to do
         self.followers: list[Callable[[Callable[[Principal], bool]], object]] = []
@@ -163,6 +172,17 @@ class Sessions:
             raise BadCredential(_ENDED)
         self._valid(known)
 
+    def notice(self, principal: Principal) -> None:
+        """Have the streams of a person whom a proxy signs in closed once the person signs out."""
+        subject = principal.subject
+        if subject in self._people:
+            self._people.move_to_end(subject)
+            return
+        self._people[subject] = None
+        self._new_people.add(subject)
+        if len(self._people) > MAX_KNOWN_PEOPLE:
+            self._new_people.discard(self._people.popitem(last=False)[0])
+
     async def end(self, principal: Principal) -> None:
         """End all sessions of a person, on all nodes, and close their streams. Raises Unavailable.
 
@@ -185,6 +205,8 @@ class Sessions:
                 if known.principal.subject == principal.subject and _is_over(known, sign_out)
             ]
         )
+        self._new_people.discard(principal.subject)  # all streams here are from before it
+        self._dismiss({principal.subject: sign_out})
 
     def _known_now(self, identity: str) -> _Session | None:
         """Return a session that is known, unless its time is over: it may have been renewed."""
@@ -214,6 +236,24 @@ class Sessions:
         for follower in self.followers:
             follower(lambda principal: principal.session in ended)
 
+    def _dismiss(self, last: Mapping[str, str | None]) -> None:
+        """Close the streams of people whom a proxy signs in, and who have signed out again.
+
+        `last` has the last sign-outs of some people.
+        """
+        gone = set()
+        for subject, sign_out in last.items():
+            if subject not in self._people:
+                continue
+            before, self._people[subject] = self._people[subject], sign_out
+            if subject in self._new_people:  # it may have been before the streams
+                self._new_people.discard(subject)
+            elif sign_out is not None and sign_out != before:
+                gone.add(subject)
+        if gone:
+            for follower in self.followers:
+                follower(lambda one: one.by_proxy and not one.session and one.subject in gone)
+
     # -- keeping up -----------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -234,6 +274,9 @@ class Sessions:
             if self._looks:
                 await self._look()
                 self._looks -= 1
+            if self._new_people:
+                some = list(islice(self._new_people, RECORDS_AT_ONCE))
+                self._dismiss(await self._last_sign_outs(some))
         except Unavailable as error:
             if self.failing is None:
                 log.error("Sessions cannot be looked up; those that are known hold: %s", error)
@@ -259,6 +302,10 @@ class Sessions:
             ]
             if ended:
                 self._forget(ended)
+        people = [each for each in self._people if each not in self._new_people]
+        for start in range(0, len(people), RECORDS_AT_ONCE):
+            some_people = people[start : start + RECORDS_AT_ONCE]
+            self._dismiss(await self._last_sign_outs(some_people))
 
     async def _last_sign_out(self, principal: Principal) -> str | None:
         """Return the id of a person's last sign-out; None without one. Raises Unavailable."""
