@@ -686,7 +686,7 @@ async def test_nodes_know_the_folding_of_others(
 
 
 async def test_reads_leave_sessions_for_commits(store: PostgresStore, other: Any) -> None:
-    """Commits and checks go on during any number of long reads."""
+    """Commits, checks and reads of keys go on during any number of long reads."""
     wanted = plan(history_query(start=NOW - DAY, end=NOW, points=30), NOW)
     async with other.transaction():
         await other.execute("LOCK TABLE rollups IN ACCESS EXCLUSIVE MODE")
@@ -694,6 +694,7 @@ async def test_reads_leave_sessions_for_commits(store: PostgresStore, other: Any
         await until(lambda: store._others.locked())
         await store.commit([[kept(1)]], NOW)
         await store.check()
+        assert (await store.access()).version == await store.access_version()
         assert not any(read.done() for read in reads)
     await asyncio.gather(*reads)
 
