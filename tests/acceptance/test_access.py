@@ -1059,6 +1059,11 @@ def test_no_secret_is_in_logs_metrics_errors_or_the_database(
             "basic": "Y2FuYXJ5OmNhbmFyeQ",
         }
         server.http.headers["Authorization"] = f"Bearer {secrets['good']}"
+        signed_in = server.http.post("/auth/session", headers={"Origin": server.url})
+        secrets["session"] = signed_in.cookies["routecast_session"]
+        for name in ("used ticket", "ticket"):
+            secrets[name] = server.http.post("/v1/tickets").json()["ticket"]
+        server.http.cookies.clear()
         seen = list(shown_by(server, secrets))
         asyncio.run(refresh_with(server, secrets))
         paths = ("/metrics", "/health", "/ready", "/v1/admin/connections?closed=true")
@@ -1093,6 +1098,12 @@ def shown_by(server: Server, secrets: dict[str, str]) -> Iterator[tuple[str, byt
         for offer in offers:
             answer = upgrade(server, sec_websocket_protocol=f"{JSON}, {offer}")
             yield from shown(f"subprotocol {offer[:3]}", answer)
+        cookie = {"Cookie": f"routecast_session={secret}"}
+        yield from shown("cookie", upgrade(server, cookie=cookie["Cookie"], origin=server.url))
+        yield from shown("page", ask(server, ("GET", "/auth/session"), **cookie))
+        yield from shown("ticket", ask(server, ("GET", "/sse/metrics"), None, f"?ticket={secret}"))
+        content = {"decisions": {"credential": secret}, "Origin": server.url}
+        yield from shown("sign-in", ask(server, ("POST", "/auth/session"), None, **content))
         for field in (f"Basic {secret}", f"Bearer {secret} x", f"Bearer {secret}\x7f"):
             answer = ask(server, ("GET", "/routing/metrics"), Authorization=field)
             yield from shown(field[:6], answer)

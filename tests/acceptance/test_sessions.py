@@ -1,5 +1,6 @@
 """Sessions: a browser signs in, and its cookie counts for pages of this server only."""
 
+import asyncio
 import re
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any, Final, cast
 
+import asyncpg
 import httpx2
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -18,6 +20,7 @@ from tests.support.credentials import SIGNED, bearer, signed_server, token
 from tests.support.postgres import OwnPostgres
 from tests.support.raw import RawConnection, upgrade_request
 from tests.support.redis import RedisServer
+from tests.support.secrets import found_in, keep
 from tests.support.server import EDGES, Edge, Server
 from tests.support.waiting import until
 
@@ -53,7 +56,7 @@ def sign_in(server: Server, credential: str, **headers: str) -> str:
 def cookie_in(answer: httpx2.Response) -> str:
     """Return the value of the field `Cookie` that follows from an answer."""
     ((name, morsel),) = SimpleCookie(answer.headers["set-cookie"]).items()
-    return f"{name}={morsel.value}"
+    return f"{name}={keep(morsel.value)}"
 
 
 def own(server: Server) -> dict[str, str]:
@@ -398,3 +401,83 @@ def test_a_session_is_known_to_all_nodes(
             other.recv()
         for gone in (cookie, elsewhere):
             assert upgrade(two, gone, two.url) == 401
+
+
+def test_no_secret_is_in_redis_or_postgresql(
+    tmp_path: Path, own_postgres: OwnPostgres, own_redis: RedisServer
+) -> None:
+    """Of tokens, keys, sessions and tickets they have hashes, or nothing."""
+    own_redis.ask("FLUSHALL")
+    env = {**SIGNED, "ROUTECAST_REDIS_PREFIX": "secrets"}
+    url = own_postgres.create()
+    with Server(tmp_path, database_url=url, redis_url=own_redis.url, env=env) as server:
+        made = routecast("keys", "create", "--name", "wall", "--scope", "read", "--database", url)
+        key = made.stdout.strip()
+        until(
+            lambda: ask(server, "GET", "/routing/metrics", headers=bearer(key)).status_code == 200
+        )
+        signed = token("read", jti="lost")
+        sign_in(server, signed)
+        sign_in(server, key)
+        unused, used = (
+            keep(ask(server, "POST", "/v1/tickets", headers=bearer(signed)).json()["ticket"])
+            for _ in range(2)
+        )
+        with connect(f"{server.ws_url}?ticket={used}") as opened:
+            opened.recv()
+        routecast("token", "revoke", "--jti", "lost", "--database", url)
+        assert ask(server, "GET", "/routing/metrics", headers=bearer(f"{key}x")).status_code == 401
+        sent = [part for text in (signed, key) for part in re.split(r"[._]", text) if len(part) > 9]
+        for where, text in (("Redis", contents(own_redis)), ("PostgreSQL", rows(url))):
+            assert b"ann" in text or b"wall" in text, where  # so much was read
+            assert found_in(where, text, env) == []
+            for secret in (*sent, unused):
+                for form in (secret.encode(), secret.encode().hex().encode()):
+                    assert form not in text, where
+
+
+def contents(redis: RedisServer) -> bytes:
+    """Return all names and values in a Redis."""
+    whole = {
+        b"string": ("GET", "{}"),
+        b"hash": ("HGETALL", "{}"),
+        b"set": ("SMEMBERS", "{}"),
+        b"zset": ("ZRANGE", "{} 0 -1"),
+        b"list": ("LRANGE", "{} 0 -1"),
+        b"stream": ("XRANGE", "{} - +"),
+    }
+    found = []
+    for name in redis.ask("KEYS", "*"):
+        command, words = whole[redis.ask("TYPE", name)]
+        given = [name if word == "{}" else word for word in words.split()]
+        found += [name, _flat(redis.ask(command, *given))]
+    return b"\n".join(found)
+
+
+def _flat(value: Any) -> bytes:
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        return b" ".join(map(_flat, value))
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def rows(url: str) -> bytes:
+    """Return all rows of a PostgreSQL database as text; bytes are in hexadecimal digits."""
+
+    async def read() -> list[str]:
+        session = await asyncpg.connect(url)
+        try:
+            tables = await session.fetch(
+                "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
+                " WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+            )
+            return [
+                line
+                for (table,) in tables
+                for (line,) in await session.fetch(f"SELECT t::text FROM {table} t")
+            ]
+        finally:
+            await session.close()
+
+    return "\n".join(asyncio.run(read())).encode()

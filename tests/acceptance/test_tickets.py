@@ -15,6 +15,7 @@ from tests.support.credentials import SIGNED, bearer, signed_server, token
 from tests.support.postgres import OwnPostgres
 from tests.support.raw import RawConnection, upgrade_request
 from tests.support.redis import RedisServer
+from tests.support.secrets import keep
 from tests.support.server import EDGES, Edge, Server
 
 ELSEWHERE: Final = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
@@ -37,7 +38,7 @@ def make(server: Server, credential: str, **headers: str) -> str:
     assert answer.headers["cache-control"] == "no-store"
     body = answer.json()
     assert body["expires_in"] == 30
-    return cast(str, body["ticket"])
+    return keep(cast(str, body["ticket"]))
 
 
 def events(server: Server, query: str, **headers: str) -> tuple[int, bytes]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import httpx2
 
 from tests.support.ports import free_port
+from tests.support.secrets import found_in_files
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -37,7 +38,8 @@ class Server:
     """The server as a process. Use as a context manager, or `start` and `stop`.
 
     `options` are those of `routecast serve`, and need its edge. Without a `database_url`, decisions
-    are stored in a file in the folder; a node of role `stream` stores none.
+    are stored in a file in the folder; a node of role `stream` stores none. That file and the log
+    are searched for secrets at the end.
     """
 
     def __init__(
@@ -217,10 +219,13 @@ class Server:
         try:
             return self.start()
         except BaseException:
-            self.__exit__()
+            self.__exit__(AssertionError)
             raise
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None = None, *_: object) -> None:
         self.http.close()
         if self.runs:
             self.stop()
+        if failed is None:
+            files = (self.log, self.database, self.database.with_name(f"{self.database.name}-wal"))
+            assert found_in_files(files, self.env) == []
