@@ -419,7 +419,7 @@ def test_an_unknown_limit_is_refused_at_the_start(tmp_path: Path) -> None:
 
 
 def test_two_nodes_share_a_quota_until_redis_is_down(tmp_path: Path, postgres: Postgres) -> None:
-    """Then each counts by itself, and refuses nobody for that."""
+    """Then each counts by itself, and refuses no client for that."""
     limits = {**SIGNED, "ROUTECAST_MAX_DECISIONS_A_MINUTE": str(QUOTA)}
     url = postgres.create()
     with RedisServer(tmp_path / "redis") as redis, ExitStack() as stack:
@@ -449,7 +449,7 @@ def test_two_nodes_share_a_quota_until_redis_is_down(tmp_path: Path, postgres: P
 
 
 def test_other_clients_get_what_they_need_from_a_429(limited: Server) -> None:
-    """The answer is the same document as all errors, whoever reads it."""
+    """The answer is the same document as all errors, for every client."""
     send(limited, "plain", QUOTA + 1)
     with closing(httpx2.Client(base_url=limited.url)) as http:
         answer: Any = http.post("/v1/decisions", json=DECISION, headers=of("plain"))

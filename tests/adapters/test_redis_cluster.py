@@ -77,7 +77,7 @@ async def test_summaries_are_those_of_nodes_that_report(shared: SharedRedis) -> 
 
 
 async def test_nodes_spend_from_the_same_allowances(shared: SharedRedis) -> None:
-    """Whoever asks; another prefix has its own."""
+    """It does not matter which node asks; another prefix has its own."""
     quota = Quota(100, 3_600.0)
     first, second = shared.cluster(), shared.cluster()
     await asyncio.gather(*(node.spend("ingest", quota, {"ana": 20}) for node in (first, second)))
@@ -143,7 +143,7 @@ async def test_those_that_answer_late_are_not_awaited(shared: SharedRedis) -> No
 
 
 async def test_questions_before_a_node_came_are_not_its_own(shared: SharedRedis) -> None:
-    """Nobody waits for its answer any more."""
+    """No node waits for its answer any more."""
     asker, late = shared.cluster(), shared.cluster()
     assert await asker.ask(b"old", 1, 0.01) == []
     await listened(late)

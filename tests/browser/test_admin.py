@@ -111,7 +111,7 @@ def nodes(
 
 @pytest.fixture
 def crowd(nodes: tuple[Server, Server]) -> Iterator[Crowd]:
-    """Nobody at first."""
+    """No client is connected at first."""
     until(lambda: nodes[0].http.get(CONNECTIONS).json()["total"] == 0)
     people = Crowd()
     yield people
@@ -238,7 +238,7 @@ def test_a_connection_is_shown_and_disconnected(
 def test_all_of_a_subject_are_disconnected(
     nodes: tuple[Server, Server], tab: Tab, crowd: Crowd
 ) -> None:
-    """On all nodes, and nobody else; they may be allowed to come back."""
+    """On all nodes, and no others; they may be allowed to come back."""
     for node in nodes:
         crowd.join(node, "ann")
         crowd.join(node, "bob")
@@ -329,7 +329,7 @@ def test_a_server_that_is_away_is_said(nodes: tuple[Server, Server], tab: Tab) -
 
 
 def test_nodes_that_do_not_answer_are_named(nodes: tuple[Server, Server], tab: Tab) -> None:
-    """So that nobody takes the list for complete."""
+    """Otherwise the list would look complete."""
     page = open_page(tab, nodes[0])
     name = nodes[1].http.get(CONNECTIONS).json()["node"]
     nodes[1].freeze()
@@ -341,7 +341,7 @@ def test_nodes_that_do_not_answer_are_named(nodes: tuple[Server, Server], tab: T
 
 
 def test_without_authentication_it_is_open(tmp_path: Path, tab: Tab) -> None:
-    """As everything is; nobody can be disconnected by a subject that all have."""
+    """As everything is; there is no subject to disconnect clients by."""
     people = Crowd()
     with Server(tmp_path) as server:
         page = tab.page
@@ -378,7 +378,7 @@ def test_the_page_fits_its_window(
 
 
 def test_the_page_leads_operators_to_it(nodes: tuple[Server, Server], tab: Tab) -> None:
-    """Nobody else sees the link."""
+    """Other people do not see the link."""
     page = tab.page
     page.goto(f"{nodes[0].url}/#key={token('read')}")
     expect(page.locator("#state")).to_have_text("Live")

@@ -35,7 +35,7 @@ async def test_a_record_is_taken_once(records: TemporaryRecords) -> None:
 
 
 async def test_a_record_ends_in_its_time(records: TemporaryRecords) -> None:
-    """Whoever asks after it gets nothing."""
+    """A later read finds nothing."""
     await records.put("a", b"short", 0.05)
     await records.put("b", b"long", 600)
     async with asyncio.timeout(PATIENCE):

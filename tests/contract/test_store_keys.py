@@ -134,7 +134,7 @@ async def test_each_change_has_another_version(store: Database) -> None:
 
 
 async def test_change_that_is_refused_changes_nothing(store: Database) -> None:
-    """Whoever decides may refuse, and sees what is stored."""
+    """The function that decides may refuse, and sees the stored keys."""
     await store.change_access(put(an_api_key(1)))
     before = await store.access()
 
