@@ -143,12 +143,12 @@ def test_a_client_that_no_proxy_speaks_for_cannot_name_itself(tmp_path: Any) -> 
             assert upgrade(server, server.url, **forged) == 401
 
 
-@pytest.mark.parametrize("field", [NAME, NAME.lower()])
+@pytest.mark.parametrize("field", [NAME, NAME.lower(), GROUPS])
 def test_a_field_that_comes_twice_is_refused(server: Server, field: str) -> None:
     """The client may have added one of them."""
     head = (
-        f"GET /routing/metrics HTTP/1.1\r\nHost: localhost\r\n{NAME}: ann\r\n{field}: root\r\n"
-        f"{GROUPS}: ops\r\n\r\n"
+        f"GET /routing/metrics HTTP/1.1\r\nHost: localhost\r\n{NAME}: ann\r\n{GROUPS}: search\r\n"
+        f"{field}: ops\r\n\r\n"
     )
     with RawConnection(server.port) as connection:
         connection.send(head.encode())

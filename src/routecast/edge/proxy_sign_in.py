@@ -65,8 +65,8 @@ class ProxySignIn:
         if not self._proxies.is_trusted(remote):
             return None
         name = _only(fields, self._name_field)
-        groups = b",".join(fields.get(self._groups_field, ())) if self._groups_field else b""
-        named = (_text(group).strip() for group in groups.split(b","))
+        groups = _only(fields, self._groups_field) if self._groups_field in fields else ""
+        named = (group.strip() for group in groups.split(","))
         return NamedIn(name, tuple(group for group in named if group)) if name else None
 
 
