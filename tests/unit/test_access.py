@@ -25,7 +25,7 @@ from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.decode import pieces
 from routecast.core.default_session import open_session
 from routecast.core.history import parse_history
-from routecast.core.stand_in_limit import StandInLimit
+from routecast.core.record_limit import RecordLimit
 from routecast.core.view import View, parse_query
 from routecast.edge.access import (
     MAX_COOKIES,
@@ -300,7 +300,7 @@ def test_very_many_subprotocols_are_not_read() -> None:
 
 def test_very_many_cookies_are_not_read(clock: HeldClock) -> None:
     """Anybody can send them."""
-    limit = StandInLimit(ClientLimit.SESSIONS, 0, 1)
+    limit = RecordLimit(ClientLimit.SESSIONS, 0, 1)
     sessions = Sessions(MemoryRecords(clock), lambda _: None, clock, limit)
     access = Access(sessions=sessions)
 

@@ -9,8 +9,8 @@ import pytest
 from routecast.adapters.records.memory import RECORD_OVERHEAD, MemoryRecords
 from routecast.core.access import Principal, Scope
 from routecast.core.client_limits import ClientLimit
-from routecast.core.stand_in_limit import StandInLimit
-from routecast.core.stand_ins import SESSION_SECONDS, pack_principal, record_name
+from routecast.core.record_limit import RecordLimit
+from routecast.core.tickets_and_sessions import SESSION_SECONDS, pack_principal, record_name
 from routecast.errors import BadCredential, OverLimit, Unavailable
 from routecast.services import sessions as module
 from routecast.services.sessions import Sessions
@@ -48,7 +48,7 @@ class Node:
 
     def __init__(self, records: MemoryRecords, clock: HeldClock) -> None:
         self.revoked: set[str] = set()
-        limit = StandInLimit(ClientLimit.SESSIONS, MOST, DAY)
+        limit = RecordLimit(ClientLimit.SESSIONS, MOST, DAY)
         self.sessions = Sessions(records, self._check, clock, limit)
         self.told: list[Callable[[Principal], bool]] = []
         self.sessions.followers.append(self.told.append)

@@ -7,8 +7,8 @@ from routecast.adapters.clock import SystemTimers
 from routecast.adapters.records.memory import MemoryRecords
 from routecast.core.claims import ClaimRules
 from routecast.core.group_rules import GroupRules, parse_group_rules
+from routecast.core.record_limit import RecordLimit
 from routecast.core.sites import Sites
-from routecast.core.stand_in_limit import StandInLimit
 from routecast.edge.access import Access
 from routecast.edge.proxies import Proxies
 from routecast.edge.proxy_sign_in import ProxySignIn
@@ -42,8 +42,8 @@ class Authentication:
         engines: Engines,
         supervisor: Supervisor,
         refusals: SlowRefusals,
-        sessions: StandInLimit,
-        tickets: StandInLimit,
+        sessions: RecordLimit,
+        tickets: RecordLimit,
     ) -> None:
         self._supervisor = supervisor
         # Services that fetch keys: of the issuer of tokens, and of a proxy that signs people in.

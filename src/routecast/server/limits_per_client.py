@@ -1,7 +1,7 @@
 """`LimitsPerClient`: the limits per client that the settings name."""
 
 from routecast.core.client_limits import ClientLimit, LimitMode, LimitModes
-from routecast.core.stand_in_limit import StandInLimit
+from routecast.core.record_limit import RecordLimit
 from routecast.core.v1_session import MessageLimits
 from routecast.edge.slow_refusals import SlowRefusals
 from routecast.instruments import Instruments
@@ -31,8 +31,8 @@ class LimitsPerClient:
             settings.max_messages_a_minute, settings.max_bytes_a_minute, modes
         )
         day, minute = 24 * 60 * 60.0, 60.0
-        self.sessions = StandInLimit(ClientLimit.SESSIONS, settings.max_sessions_a_day, day, modes)
-        self.tickets = StandInLimit(
+        self.sessions = RecordLimit(ClientLimit.SESSIONS, settings.max_sessions_a_day, day, modes)
+        self.tickets = RecordLimit(
             ClientLimit.TICKETS, settings.max_tickets_a_minute, minute, modes
         )
         self.refusals = SlowRefusals(settings.failed_sign_ins, modes)

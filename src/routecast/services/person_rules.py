@@ -9,7 +9,7 @@ from routecast.core.access import Principal
 from routecast.core.claims import ClaimRules
 from routecast.core.decision import SECOND
 from routecast.core.group_rules import GroupRules
-from routecast.core.stand_ins import SESSION_SECONDS
+from routecast.core.tickets_and_sessions import SESSION_SECONDS
 from routecast.ports import Clock
 from routecast.services.authenticator import Authenticator
 

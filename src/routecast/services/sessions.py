@@ -24,9 +24,9 @@ from typing import Final, NamedTuple
 from routecast.core.access import Principal
 from routecast.core.client_limits import client_name
 from routecast.core.decision import SECOND
-from routecast.core.stand_in_limit import StandInLimit
-from routecast.core.stand_ins import (
-    MAX_STAND_IN,
+from routecast.core.record_limit import RecordLimit
+from routecast.core.tickets_and_sessions import (
+    MAX_SECRET_LENGTH,
     SESSION_BYTES,
     SESSION_KIND,
     SESSION_SECONDS,
@@ -75,7 +75,7 @@ class Sessions:
         records: TemporaryRecords,
         check: Callable[[Principal], None],
         clock: Clock,
-        limit: StandInLimit,
+        limit: RecordLimit,
     ) -> None:
         self._records = records
         self._check = check
@@ -134,7 +134,7 @@ class Sessions:
 
     def recognise(self, text: str) -> Principal | None:
         """Return whose session it is, at once; None if `find` must be awaited. Raises as that."""
-        if len(text) > MAX_STAND_IN or not text.isascii():
+        if len(text) > MAX_SECRET_LENGTH or not text.isascii():
             raise BadCredential(_ENDED)
         known = self._known_now(record_name(SESSION_KIND, text))
         return None if known is None else self._valid(known)

@@ -5,9 +5,9 @@ import secrets
 from routecast.core.access import Principal
 from routecast.core.client_limits import client_name
 from routecast.core.decision import SECOND
-from routecast.core.stand_in_limit import StandInLimit
-from routecast.core.stand_ins import (
-    MAX_STAND_IN,
+from routecast.core.record_limit import RecordLimit
+from routecast.core.tickets_and_sessions import (
+    MAX_SECRET_LENGTH,
     TICKET_BYTES,
     TICKET_KIND,
     TICKET_SECONDS,
@@ -22,7 +22,7 @@ from routecast.ports import Clock, TemporaryRecords
 class Tickets:
     """Makes tickets, and takes each of them once. `limit` is of those that a client makes."""
 
-    def __init__(self, records: TemporaryRecords, clock: Clock, limit: StandInLimit) -> None:
+    def __init__(self, records: TemporaryRecords, clock: Clock, limit: RecordLimit) -> None:
         self._records = records
         self._clock = clock
         self._limit = limit
@@ -49,7 +49,7 @@ class Tickets:
         Raises BadCredential, Unavailable.
         """
         packed = None
-        if len(ticket) <= MAX_STAND_IN:
+        if len(ticket) <= MAX_SECRET_LENGTH:
             packed = await self._records.take(record_name(TICKET_KIND, ticket))
         if packed is None:
             raise BadCredential(

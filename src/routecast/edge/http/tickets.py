@@ -9,7 +9,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from routecast.core.stand_ins import TICKET_SECONDS
+from routecast.core.tickets_and_sessions import TICKET_SECONDS
 from routecast.edge.access import principal_of
 from routecast.edge.proxies import limit_key_of
 from routecast.services.tickets import Tickets

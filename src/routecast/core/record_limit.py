@@ -6,10 +6,10 @@ from routecast.core.client_limits import ClientLimit, LimitModes, over_quota
 from routecast.core.token_bucket import Allowances, Quota
 
 # A record counts as one for each part of this size that it begins: most are smaller.
-STAND_IN_BYTES: Final = 1_024
+RECORD_UNIT_BYTES: Final = 1_024
 
 
-class StandInLimit:
+class RecordLimit:
     """What each client may still make in a time, in seconds; an `amount` of 0 is no limit.
 
     `now` is in seconds on any clock.
@@ -30,7 +30,7 @@ class StandInLimit:
         """
         if not self._is_on:
             return 0
-        size = -(-len(record) // STAND_IN_BYTES)
+        size = -(-len(record) // RECORD_UNIT_BYTES)
         allowance = self._allowances.of(client, now)
         if wait := allowance.wait_for(size, now):
             if self._modes.hit(self._limit):

@@ -5,7 +5,7 @@ import pytest
 from routecast.adapters.records.memory import RECORD_OVERHEAD, MemoryRecords
 from routecast.core.access import ANYONE, Principal, Scope
 from routecast.core.client_limits import ClientLimit, LimitMode, LimitModes
-from routecast.core.stand_in_limit import STAND_IN_BYTES, StandInLimit
+from routecast.core.record_limit import RECORD_UNIT_BYTES, RecordLimit
 from routecast.errors import OverLimit, Unavailable
 from routecast.services.tickets import Tickets
 from tests.support.clock import HeldClock
@@ -15,7 +15,7 @@ ANN = Principal("ann", frozenset({Scope.READ}))
 
 def test_a_client_makes_no_more_than_its_quota() -> None:
     """Others are not concerned; the error says when it may go on."""
-    limit = StandInLimit(ClientLimit.SESSIONS, 2, 60.0)
+    limit = RecordLimit(ClientLimit.SESSIONS, 2, 60.0)
     for _ in range(2):
         assert limit.take("ann", b"x", 0.0) == 1
     with pytest.raises(OverLimit) as caught:
@@ -29,9 +29,9 @@ def test_a_client_makes_no_more_than_its_quota() -> None:
 
 def test_a_large_record_counts_more() -> None:
     """A token may have a thousand projects, and the room is in bytes."""
-    limit = StandInLimit(ClientLimit.TICKETS, 10, 60.0)
-    assert limit.take("ann", bytes(STAND_IN_BYTES), 0.0) == 1
-    assert limit.take("ann", bytes(8 * STAND_IN_BYTES + 1), 0.0) == 9
+    limit = RecordLimit(ClientLimit.TICKETS, 10, 60.0)
+    assert limit.take("ann", bytes(RECORD_UNIT_BYTES), 0.0) == 1
+    assert limit.take("ann", bytes(8 * RECORD_UNIT_BYTES + 1), 0.0) == 9
     with pytest.raises(OverLimit):
         limit.take("ann", b"x", 0.0)
     limit.give_back("ann", 9, 0.0)
@@ -42,8 +42,8 @@ def test_no_limit_and_dry_run() -> None:
     """Neither refuses, and the latter counts."""
     hits: list[tuple[ClientLimit, LimitMode]] = []
     modes = LimitModes({"tickets"}, lambda limit, mode: hits.append((limit, mode)))
-    off = StandInLimit(ClientLimit.TICKETS, 0, 60.0, modes)
-    dry = StandInLimit(ClientLimit.TICKETS, 1, 60.0, modes)
+    off = RecordLimit(ClientLimit.TICKETS, 0, 60.0, modes)
+    dry = RecordLimit(ClientLimit.TICKETS, 1, 60.0, modes)
     for _ in range(3):
         assert off.take("ann", b"x", 0.0) == 0
         dry.take("ann", b"x", 0.0)
@@ -53,7 +53,7 @@ def test_no_limit_and_dry_run() -> None:
 async def test_one_client_does_not_take_the_room_of_others(clock: HeldClock) -> None:
     """By its subject, whatever its credential; without authentication, by its address."""
     records = MemoryRecords(clock)
-    tickets = Tickets(records, clock, StandInLimit(ClientLimit.TICKETS, 2, 60.0))
+    tickets = Tickets(records, clock, RecordLimit(ClientLimit.TICKETS, 2, 60.0))
     other = Principal("ann", frozenset({Scope.READ}), credential="other")
     assert await tickets.make(ANN, "a") != await tickets.make(other, "b")
     with pytest.raises(OverLimit):
@@ -71,7 +71,7 @@ async def test_one_client_does_not_take_the_room_of_others(clock: HeldClock) -> 
 async def test_what_finds_no_room_is_not_counted(clock: HeldClock) -> None:
     """The client tries again."""
     records = MemoryRecords(clock, max_bytes=0)
-    tickets = Tickets(records, clock, StandInLimit(ClientLimit.TICKETS, 1, 60.0))
+    tickets = Tickets(records, clock, RecordLimit(ClientLimit.TICKETS, 1, 60.0))
     for _ in range(3):
         with pytest.raises(Unavailable) as caught:
             await tickets.make(ANN, "a")

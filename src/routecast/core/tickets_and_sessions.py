@@ -1,4 +1,4 @@
-"""Stand-ins: tickets and sessions, which a client got for its credential and uses in its place.
+"""Tickets and sessions, which a client got for its credential and uses in its place.
 
 They are random texts, and what they stand for is kept under their SHA-256 (`TemporaryRecords`). So
 a reader of the records cannot use them.
@@ -28,7 +28,7 @@ SIGN_OUT_BYTES: Final = 16
 # A sign-out is kept for longer than all sessions that were started before it.
 SIGN_OUT_SECONDS: Final = SESSION_SECONDS + 3_600
 # Longer texts are neither.
-MAX_STAND_IN: Final = 100
+MAX_SECRET_LENGTH: Final = 100
 
 _STORED: Final = msgspec.json.Decoder(tuple[Principal, str])
 
