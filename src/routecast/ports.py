@@ -70,6 +70,11 @@ class Connection(Protocol):
         """The bytes that were sent, and that the client's system has not received."""
         ...
 
+    @property
+    def saved_by_compression(self) -> int | None:
+        """The bytes that compression saved so far; None if it is not known."""
+        ...
+
     def pong(self) -> "PongReport | None":
         """Return when the client last answered a ping; None if it is not known."""
         ...

@@ -532,6 +532,8 @@ class OpenConnection(msgspec.Struct, frozen=True, kw_only=True):
 
     `subject`, `credential` and `expires` are those of the client's credential, if authentication
     is on. `messages` and their `bytes`, before compression, are those with documents and histories.
+    `saved_by_patches` are bytes that whole documents would have taken beside these, and
+    `saved_by_compression` those of `bytes` that were not sent; None if another server compresses.
     `conflated` counts messages that were skipped because the socket was full. `lag` is the largest
     of its `subscriptions`. `unsent` are bytes that its system has not received.
     """
@@ -549,6 +551,8 @@ class OpenConnection(msgspec.Struct, frozen=True, kw_only=True):
     histories: int
     messages: int
     bytes: int
+    saved_by_patches: int
+    saved_by_compression: int | None
     conflated: int
     lag: int | None
     pong_age: float | None
@@ -572,6 +576,8 @@ class ClosedConnection(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     messages: int
     bytes: int
+    saved_by_patches: int
+    saved_by_compression: int | None
     conflated: int
 
 

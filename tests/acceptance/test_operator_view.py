@@ -100,6 +100,9 @@ async def test_a_default_stream_is_listed(server: Server) -> None:
         assert row["messages"] >= 4
         assert row["bytes"] >= 3 * len(texts[0]) * 0.9
         assert row["unsent"] >= 0
+        assert row["saved_by_patches"] == 0
+        # It is too small to be compressed.
+        assert row["saved_by_compression"] == (0 if server.edge == "native" else None)
     row = closed_one(server, "wall/1")
     assert (row["code"], row["reason"], row["protocol"]) == (1000, "done", "default")
     assert row["messages"] >= 4
@@ -130,6 +133,14 @@ async def test_routecast_v1_is_listed(server: Server, subprotocol: str) -> None:
         row = one(server, agent)
         assert (row["lag"], row["messages"]) == (1, 3)
         assert row["bytes"] > 100
+        assert row["saved_by_patches"] > 0
+        if server.edge == "native":
+            assert 0 < row["saved_by_compression"] < row["bytes"]
+        else:
+            assert row["saved_by_compression"] is None
+    closed = closed_one(server, agent)
+    for saved in ("saved_by_patches", "saved_by_compression"):
+        assert (closed[saved] or 0) >= (row[saved] or 0)
 
 
 def test_server_sent_events_are_listed(server: Server) -> None:

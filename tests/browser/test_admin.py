@@ -33,6 +33,8 @@ ONE_OF_MANY: dict[str, Any] = {
     "histories": 0,
     "messages": 1,
     "bytes": 1,
+    "saved_by_patches": 1_500,
+    "saved_by_compression": 700,
     "conflated": 0,
     "lag": None,
     "pong_age": None,
@@ -222,6 +224,7 @@ def test_a_connection_is_shown_and_disconnected(
     details = page.get_by_role("dialog")
     expect(details).to_contain_text("ticket-7")
     expect(details).to_contain_text("total_decisions")
+    expect(details).to_contain_text("0 B by patches")
     details.get_by_role("button", name="Disconnect…", exact=True).click()
     expect(details).to_contain_text("Disconnect this connection from 127.0.0.1?")
     details.get_by_role("button", name="Cancel").click()
@@ -279,6 +282,9 @@ def test_ten_thousand_connections_are_pages(nodes: tuple[Server, Server], tab: T
     page = open_page(tab, nodes[0])
     expect(page.locator("#count")).to_have_text("10,000 open connections")
     expect(rows(page)).to_have_count(PAGE_SIZE)
+    saved = rows(page).first.locator(".saved")
+    expect(saved).to_have_text("2.2 kB")
+    expect(saved).to_have_attribute("title", "1.5 kB by patches, 700 B by compression")
     expect(page.locator("#page")).to_have_text("Page 1 of 200")
     expect(page.get_by_role("button", name="Previous")).to_be_disabled()
     page.get_by_role("button", name="Next").click()

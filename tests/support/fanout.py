@@ -55,6 +55,7 @@ class FakeConnection:
         self.client = client
         self.agent = "test"
         self.unsent = 0
+        self.saved_by_compression: int | None = 7
         self.is_open = True
         self.sent: list[Payload] = []
         self.prepared: list[Payload] = []

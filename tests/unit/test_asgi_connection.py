@@ -48,6 +48,12 @@ class RecordingPeer:
         self.closed = code
 
 
+def test_compression_is_that_of_another_server() -> None:
+    """What it saves is not known for a WebSocket; events are not compressed."""
+    assert AsgiConnection("WebSocket", "192.0.2.1").saved_by_compression is None
+    assert AsgiConnection("SSE", "192.0.2.1").saved_by_compression == 0
+
+
 class Client:
     """A client that takes one message for each `read`, and the server's connection to it."""
 

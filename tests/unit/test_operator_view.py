@@ -2,7 +2,9 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
+import msgspec
 import pytest
 
 from routecast.adapters.cache.memory import MemoryCache
@@ -17,6 +19,7 @@ from routecast.streaming import connections, operator_view
 from routecast.streaming.operator_view import OperatorView
 from tests.support.clock import HeldClock
 from tests.support.fanout import FakeConnection, FanoutHarness
+from tests.support.v1 import merged
 
 
 class CountedSlices(Slices):
@@ -64,6 +67,23 @@ def assert_counts(found: OpenConnection | ClosedConnection, connection: FakeConn
     size = sum(len(payload.body) for payload in connection.sent)
     assert (found.messages, found.bytes) == (len(connection.sent), size)
     assert found.conflated == connection.skipped
+    assert found.saved_by_patches == saved_by_patches(connection)
+    assert found.saved_by_compression == connection.saved_by_compression
+
+
+def saved_by_patches(connection: FakeConnection) -> int:
+    """Return the bytes that the documents, of which a client was sent patches, have more."""
+    saved = 0
+    documents: dict[str, dict[str, Any]] = {}
+    for payload in connection.sent:
+        if isinstance(payload, AddressedMessage):
+            message = msgspec.json.decode(payload.body)
+            is_delta, data = message["type"] == "delta", message.get("data", {})
+            before = documents.get(payload.identity, {}) if is_delta else {}
+            document = documents[payload.identity] = merged(before, data)
+            if is_delta:
+                saved += len(msgspec.json.encode(document)) - len(msgspec.json.encode(data))
+    return saved
 
 
 async def test_a_connection_is_described(fanout: FanoutHarness, view: OperatorView) -> None:
@@ -153,7 +173,9 @@ async def test_counts_are_exact_whatever_happens(
                 connection.close()
         for connection in opened:
             assert_counts(await row(fanout, view, connection), connection)
-    assert sum(connection.skipped for connection in (*opened, *closed.values())) > 50
+    everyone = (*opened, *closed.values())
+    assert sum(connection.skipped for connection in everyone) > 50
+    assert sum(map(saved_by_patches, everyone)) > 1_000
     page = await view.closed(ConnectionsQuery(limit=1_000, closed=True))
     assert {each.id for each in page.connections} == set(closed)
     for each in page.connections:

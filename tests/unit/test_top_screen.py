@@ -58,6 +58,8 @@ OPEN = OpenConnection(
     histories=1,
     messages=4_321,
     bytes=98_765,
+    saved_by_patches=700_000,
+    saved_by_compression=54_000,
     conflated=17,
     lag=3,
     pong_age=2.5,
@@ -78,6 +80,8 @@ CLOSED = ClosedConnection(
     reason="it could not keep up",
     messages=10,
     bytes=2_000,
+    saved_by_patches=6_500,
+    saved_by_compression=None,
     conflated=3,
 )
 RATES = {"1a2b3c4d": Rate(250.0, 100_000.0, 0.42), "0123456789abcde": Rate(2.0, 500.0, 0.0)}
@@ -119,6 +123,7 @@ def test_a_wide_terminal_shows_everything() -> None:
         *("150 MB", "250", "100 kB", "789", "12", "5 ms"),
         *("0123456789abcde", "ann", "192.0.2.1", "routecast.v1.json", "wall/1.0", "60 s"),
         *("1h, model x|y, 0.5 s; 1 history", "2.0", "4,321", "98.8 kB", "17", "45 ms", "0 B"),
+        *("saved", "754 kB"),
         "connections, the oldest first: 1 of 1",
     ):
         assert word in text, word
@@ -127,7 +132,15 @@ def test_a_wide_terminal_shows_everything() -> None:
 def test_closed_connections_have_code_and_reason() -> None:
     """And how long they lasted."""
     text = drawn(observed(closed=True), shown=Shown(closed=True))
-    for word in ("4409", "it could not keep up", "30 s ago", "9 min", "2 kB", "closed connections"):
+    for word in (
+        "4409",
+        "it could not keep up",
+        "30 s ago",
+        "9 min",
+        "2 kB",
+        "6.5 kB",
+        "closed connections",
+    ):
         assert word in text, word
 
 

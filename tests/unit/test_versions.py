@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.message import JSON, Message
+from routecast.core.message import JSON, MSGPACK, Encoding, Message
 from routecast.core.versions import (
     FRESH_MESSAGE,
     OVERHEAD,
@@ -61,6 +61,19 @@ def test_a_delta_leads_from_the_base_to_the_version() -> None:
     assert (delta["data"], delta["source"], delta["age_ms"]) == ({"total": 2}, "live", 1_500)
     snapshot = said(message(two, None, JSON, NOW))
     assert (snapshot["type"], snapshot["data"]) == ("snapshot", {**LARGE, "total": 2})
+
+
+@pytest.mark.parametrize("encoding", [JSON, MSGPACK])
+def test_a_delta_knows_what_it_saves(encoding: Encoding) -> None:
+    """The bytes by which the patch is smaller than the document, as this client reads them."""
+    versions = Versions()
+    one, two = add(versions, state(1), total=1), add(versions, state(2), total=2)
+    delta, snapshot = message(two, one, encoding, NOW), message(two, None, encoding, NOW)
+    assert delta is not None
+    assert snapshot is not None
+    assert snapshot.for_id("main").saved == 0
+    document = encoding.encode({**LARGE, "total": 2})
+    assert delta.for_id("main").saved == len(document) - len(encoding.encode({"total": 2}))
 
 
 def test_a_snapshot_replaces_a_larger_delta() -> None:

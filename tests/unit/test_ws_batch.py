@@ -5,12 +5,13 @@ import json
 import random
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 from websockets.extensions.permessage_deflate import PerMessageDeflate
-from websockets.frames import Frame
+from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 
 from routecast.core.document import EncodedDocument
@@ -25,6 +26,7 @@ from routecast.edge.ws.batch import (
     keep_context,
     share,
 )
+from routecast.edge.ws.frames import saved_bytes
 from routecast.ports import PongReport
 from routecast.protocol import Position, SnapshotOut, Source
 
@@ -40,6 +42,7 @@ class Connection:
         self.ours, self._theirs = (stack.enter_context(each) for each in socket.socketpair())
         self.batches: tuple[WebSocketBatch, ...] = ()
         self.compression = PLAIN
+        self.saved = 0
         share([self], compression)
         self.descriptor = self.ours.fileno()
         self._is_open = True
@@ -65,6 +68,7 @@ class Connection:
         if not self._is_open:
             return False
         data = self.compression.form(payload)
+        self.saved += saved_bytes(payload, data)
         if self.compression.is_context(payload, data):
             keep_context([self], self.compression, payload)
         self.ours.sendall(data)
@@ -208,6 +212,20 @@ def test_many_parts_come_together_again(stack: ExitStack) -> None:
     assert MAX_PLAN_PARTS < CLIENTS
 
 
+def test_what_compression_saves_is_counted_for_a_part_as_a_whole(stack: ExitStack) -> None:
+    """A message changes no connection; what they saved is moved to them when someone looks."""
+    connections = [Connection(stack, INDEPENDENT) for _ in range(CLIENTS)]
+    batch = batch_of(connections)
+    for number in range(3):
+        batch.send(message(number))
+    assert {connection.saved for connection in connections} == {0}
+    batch.settle()
+    (saved,) = {connection.saved for connection in connections}
+    assert saved > 0
+    batch.settle()
+    assert {connection.saved for connection in connections} == {saved}
+
+
 def test_full_and_closed_connections_are_taken_out(stack: ExitStack) -> None:
     """Full ones are returned and closed ones removed; the others stay one part."""
     connections = in_context(stack)
@@ -285,6 +303,7 @@ class Model:
             (WebSocketBatch(), []) for _ in range(3)
         ]
         self.sent: dict[Connection, list[bytes]] = {each: [] for each in connections}
+        self.plain: Counter[Connection] = Counter()  # bytes without compression
 
     def step(self, number: int) -> None:
         """Do a random operation."""
@@ -311,11 +330,12 @@ class Model:
         for each in connections:
             if each.can_send:
                 self.sent[each].append(payload.body)
+                self.plain[each] += len(Frame(Opcode.TEXT, payload.body).serialize(mask=False))
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_each_client_reads_what_it_was_sent(stack: ExitStack, seed: int) -> None:
-    """This holds for any joining, leaving, skipping and sending."""
+    """For any joining, leaving, skipping and sending; what compression saved is counted right."""
     rng = random.Random(seed)
     kinds = [PLAIN, INDEPENDENT]
     connections = [Connection(stack, rng.choice(kinds)) for _ in range(4)] + in_context(stack, 12)
@@ -326,5 +346,9 @@ def test_each_client_reads_what_it_was_sent(stack: ExitStack, seed: int) -> None
             for each in connections:
                 assert each.read() == model.sent[each]
                 model.sent[each].clear()
+                for batch in each.batches:
+                    batch.settle()
+                assert each.saved == model.plain[each] - each.bytes
+    assert sum(each.saved for each in connections) > sum(each.bytes for each in connections)
     contexts = [c.compression for c in connections if c.compression.in_context]
     assert all(each.users == contexts.count(each) for each in contexts)

@@ -166,8 +166,10 @@ class AddressedMessage(Payload):
 
     __slots__ = ("identity", "sent", "tail")
 
-    def __init__(self, head: bytes, tail: Tail, identity: str, *, binary: bool) -> None:
-        super().__init__(head + tail.body, binary=binary)
+    def __init__(
+        self, head: bytes, tail: Tail, identity: str, *, binary: bool, saved: int = 0
+    ) -> None:
+        super().__init__(head + tail.body, binary=binary, saved=saved)
         self.tail = tail
         self.identity = identity
         self.sent = SentMessage(self.body)
@@ -181,11 +183,12 @@ class AddressedMessage(Payload):
 class Message:
     """One message for many clients: the bytes before and after each client's id."""
 
-    __slots__ = ("by_id", "encoding", "head", "tail")
+    __slots__ = ("by_id", "encoding", "head", "saved", "tail")
 
-    def __init__(self, encoding: Encoding, message: ServerMessage) -> None:
-        """`message` must have an empty id."""
+    def __init__(self, encoding: Encoding, message: ServerMessage, saved: int = 0) -> None:
+        """`message` must have an empty id; `saved` is as in `Payload`."""
         self.encoding = encoding
+        self.saved = saved
         # In every message only the type comes before the id.
         before, _, tail = encoding.encode(message).partition(encoding.id_key + encoding.empty_id)
         self.head = before + encoding.id_key
@@ -200,7 +203,7 @@ class Message:
                 self.by_id.clear()
             head = self.head + self.encoding.encode(identity)
             message = self.by_id[identity] = AddressedMessage(
-                head, self.tail, identity, binary=self.encoding.binary
+                head, self.tail, identity, binary=self.encoding.binary, saved=self.saved
             )
             self.tail.ids = len(self.by_id)
         return message

@@ -254,29 +254,32 @@ def message(
     key = base, encoding, stretched
     made, held = version.messages.get(key, (0, None))
     if held is None or not 0 <= now - made < FRESH_MESSAGE:
-        out = _message(version, base, now, stretched)
-        if out is None:
+        made_now = _message(version, base, encoding, now, stretched)
+        if made_now is None:
             return None
-        held = Message(encoding, out)
+        held = Message(encoding, *made_now)
         version.messages[key] = now, held
     return held
 
 
 def _message(
-    version: Version, base: Version | None, now: int, stretched: float | None
-) -> SnapshotOut | DeltaOut | ErrorOut | None:
+    version: Version, base: Version | None, encoding: Encoding, now: int, stretched: float | None
+) -> tuple[SnapshotOut | DeltaOut | ErrorOut, int] | None:
+    """Return the message, and the bytes by which its patch is smaller than the document."""
     state = version.state
     if state is None:
-        return ErrorOut(id="", code=ErrorCode.UNAVAILABLE, message=FETCH_FAILED, retryable=True)
+        error = ErrorOut(id="", code=ErrorCode.UNAVAILABLE, message=FETCH_FAILED, retryable=True)
+        return error, 0
     if version.body is None:
         return None
     document = without_nulls(_decode(version.body))
     age = max(0, now - state.as_of) // 1000
     if base is not None and base.body is not None and _can_patch(base.state, state):
         patch = diff(without_nulls(_decode(base.body)), document)
-        if len(_encode(patch)) < len(_encode(document)):
+        saved = len(encoding.encode(document)) - len(encoding.encode(patch))
+        if saved > 0:
             assert base.state is not None
-            return DeltaOut(
+            delta = DeltaOut(
                 id="",
                 base=base.state.position.seq,
                 position=state.position,
@@ -286,7 +289,8 @@ def _message(
                 timestamp=rfc3339(now),
                 interval=UNSET if stretched is None else stretched,
             )
-    return SnapshotOut(
+            return delta, saved
+    snapshot = SnapshotOut(
         id="",
         position=state.position,
         source=state.source,
@@ -295,6 +299,7 @@ def _message(
         timestamp=rfc3339(now),
         interval=UNSET if stretched is None else stretched,
     )
+    return snapshot, 0
 
 
 def full_document(version: Version, now: int) -> EncodedDocument | None:

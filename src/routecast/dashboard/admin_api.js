@@ -22,6 +22,8 @@
  * @property {string} started RFC 3339
  * @property {number} messages
  * @property {number} bytes
+ * @property {number} saved_by_patches
+ * @property {number | null} saved_by_compression
  * @property {number} conflated
  */
 

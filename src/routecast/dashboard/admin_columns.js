@@ -63,6 +63,24 @@ const bytes = /** @type {import("./admin_table.js").Column<Connection>} */ ({
   title: (row) => `${formatCount(row.messages)} messages`,
 });
 
+/** @param {Connection} row bytes that patches and compression saved, as far as that is known */
+export const savedBytes = (row) => row.saved_by_patches + (row.saved_by_compression ?? 0);
+
+/** @param {Connection} row */
+export function formatSaved({ saved_by_patches: patches, saved_by_compression: compression }) {
+  const compressed = compression == null ? "compression is not known" : `${formatBytes(compression)} by compression`;
+  return `${formatBytes(patches)} by patches, ${compressed}`;
+}
+
+const saved = /** @type {import("./admin_table.js").Column<Connection>} */ ({
+  name: "saved",
+  heading: "Saved",
+  kind: "number",
+  text: (row) => formatBytes(savedBytes(row)),
+  title: formatSaved,
+  tone: (row) => (savedBytes(row) ? "" : "quiet"),
+});
+
 /** @type {import("./admin_table.js").Column<OpenConnection>[]} */
 export const OPEN_COLUMNS = [
   ...shared,
@@ -76,6 +94,7 @@ export const OPEN_COLUMNS = [
   },
   { name: "views", heading: "Views", kind: "number", text: (row) => formatCount(row.subscriptions.length) },
   { ...bytes, sorts: ["bytes"] },
+  saved,
   {
     name: "conflated",
     heading: "Conflated",
@@ -107,6 +126,7 @@ export const CLOSED_COLUMNS = [
   { name: "age", heading: "Ended", kind: "number", text: (row) => `${formatBetween(row.ended, now)} ago`, title: (row) => row.ended },
   { name: "lasted", heading: "Lasted", kind: "number", text: (row) => formatBetween(row.started, row.ended) },
   bytes,
+  saved,
   { name: "code", heading: "Code", kind: "number", text: (row) => String(row.code), tone: (row) => (NORMAL.has(row.code) ? "quiet" : "bad") },
   { name: "reason", heading: "Reason", text: (row) => row.reason, title: (row) => row.reason },
 ];

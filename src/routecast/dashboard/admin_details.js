@@ -1,7 +1,7 @@
 /** The details of one connection, and the buttons that disconnect it. */
 
 import { ApiError } from "./admin_api.js";
-import { formatBetween, formatProtocol, formatSubject, serverNow } from "./admin_columns.js";
+import { formatBetween, formatProtocol, formatSaved, formatSubject, serverNow } from "./admin_columns.js";
 import { UNKNOWN, formatBytes, formatCount, formatCounted, formatLatency, formatName } from "./format.js";
 import { part, setText } from "./rows.js";
 
@@ -171,6 +171,7 @@ function describe(row) {
   /** @type {[string, string][]} */
   const sent = [
     ["Sent", `${formatBytes(row.bytes)} in ${formatCounted(row.messages, "message")}`],
+    ["Saved", formatSaved(row)],
     ["Conflated", formatCounted(row.conflated, "message")],
   ];
   if ("ended" in row) {

@@ -81,6 +81,10 @@ class AsgiConnection:
     def unsent(self) -> int:
         return sum(len(payload.body) for payload in self._out)
 
+    @property
+    def saved_by_compression(self) -> int | None:
+        return 0 if self.kind == "SSE" else None  # only the ASGI server knows
+
     def pong(self) -> PongReport | None:
         return None  # only the ASGI server knows
 

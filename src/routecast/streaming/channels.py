@@ -33,7 +33,7 @@ from routecast.streaming.delivery import (
     phase_of,
     quantum_of,
 )
-from routecast.streaming.sent_counts import NOTHING, one_message
+from routecast.streaming.sent_counts import NOTHING, SentCounts, one_message, shared
 
 # At most this number of members is served before other tasks get a turn on the event loop.
 BATCH_SIZE: Final = 500
@@ -71,8 +71,8 @@ class ChannelSubscription:
         return self.cohort.base if self.cohort is not None else None
 
     @property
-    def sent(self) -> complex:
-        """What it was sent (`sent_counts.py`). It is computed when someone looks."""
+    def sent(self) -> SentCounts:
+        """What it was sent. It is computed when someone looks."""
         return self._before if self.cohort is None else self._before + self.cohort.sent
 
     @property
@@ -91,21 +91,21 @@ class ChannelSubscription:
     def enter(self, cohort: "Cohort") -> None:
         """Record that it is a member of a cohort from now on."""
         self.cohort = cohort
-        self._before -= cohort.sent
+        self._before = shared(self._before - cohort.sent)
 
     def exit(self) -> None:
         """Record that it is not a member any more."""
         assert self.cohort is not None
-        self._before += self.cohort.sent
+        self._before = shared(self._before + self.cohort.sent)
         self.cohort = None
 
     def count(self, payload: Payload) -> None:
         """Count a message to this member alone."""
-        self._before += one_message(payload)
+        self._before = shared(self._before + one_message(payload))
 
-    def skip(self, message: complex) -> None:
+    def skip(self, message: SentCounts) -> None:
         """Take back a message that its cohort was sent, because this member's socket was full."""
-        self._before -= message
+        self._before = shared(self._before - message)
 
 
 _CohortKey = tuple[type[Connection], Version | None, Encoding | None, str]

@@ -30,7 +30,6 @@ from routecast.streaming.connections import (
     ConnectionManager,
     InspectedPeer,
 )
-from routecast.streaming.sent_counts import messages_and_bytes
 
 # What one slice does: connections that are looked at, and steps of describing them. A connection
 # is one step, each of its subscriptions another one, and so are ten names of its filters.
@@ -144,8 +143,7 @@ class OperatorView:
         self, identity: int, connection: InspectedConnection, peer: InspectedPeer
     ) -> OpenConnection:
         principal, pong = peer.principal, connection.pong()
-        messages, size = messages_and_bytes(peer.sent)
-        expires = principal.expires
+        sent, expires = peer.sent, principal.expires
         return OpenConnection(
             id=write_id(identity),
             node=self.node,
@@ -158,8 +156,10 @@ class OperatorView:
             started=rfc3339(began(identity)),
             subscriptions=[_follow(*each) for each in peer.followed()],
             histories=peer.histories,
-            messages=messages,
-            bytes=size,
+            messages=sent.messages,
+            bytes=sent.bytes,
+            saved_by_patches=sent.saved,
+            saved_by_compression=connection.saved_by_compression,
             conflated=self._manager.conflated(connection),
             lag=peer.lag,
             pong_age=None if pong is None else round(pong.age, 3),
@@ -265,7 +265,7 @@ def _rank(
             pong = connection.pong()
             return 0 if pong is None else -1 - pong.round_trip_ms
         case "bytes":
-            return -round(peer.sent.imag)
+            return -peer.sent.bytes
         case "lag":
             lag = peer.lag
             return 0 if lag is None else -1 - lag  # those without a lag come last
@@ -295,7 +295,6 @@ def _filters(view: View) -> dict[str, list[str]]:
 
 
 def _describe_closed(node: str, record: ClosedRecord) -> ClosedConnection:
-    messages, size = messages_and_bytes(record.sent)
     return ClosedConnection(
         id=write_id(record.identity),
         node=node,
@@ -308,7 +307,9 @@ def _describe_closed(node: str, record: ClosedRecord) -> ClosedConnection:
         ended=rfc3339(record.ended),
         code=record.code,
         reason=_EXPELLED if record.is_expelled else _REASONS.get(record.code, "another code"),
-        messages=messages,
-        bytes=size,
+        messages=record.sent.messages,
+        bytes=record.sent.bytes,
+        saved_by_patches=record.sent.saved,
+        saved_by_compression=record.saved_by_compression,
         conflated=record.conflated,
     )

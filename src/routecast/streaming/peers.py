@@ -49,7 +49,7 @@ from routecast.streaming.connections import ConnectionManager
 from routecast.streaming.frame_limit import FrameLimit
 from routecast.streaming.history_subscriptions import HistorySubscription, HistorySubscriptions
 from routecast.streaming.principals import CredentialVerifier, StreamPrincipals
-from routecast.streaming.sent_counts import NOTHING, one_message
+from routecast.streaming.sent_counts import NOTHING, SentCounts, one_message
 
 
 class Peer(Protocol):
@@ -444,8 +444,8 @@ class V1Peer:
         return V1_MSGPACK if self._session.encoding.binary else V1_JSON
 
     @property
-    def sent(self) -> complex:
-        return self._sent + sum(member.sent for member in self._members.values())
+    def sent(self) -> SentCounts:
+        return sum((member.sent for member in self._members.values()), start=self._sent)
 
     @property
     def lag(self) -> int | None:

@@ -42,14 +42,15 @@ _OPEN_COLUMNS: Final = (
     *(_Column("id", 1, True), _Column("subject", 3, True), _Column("address", 2, True)),
     *(_Column("protocol", 5, True), _Column("client", 12, True), _Column("age", 7)),
     *(_Column("views", 11, True), _Column("msg/s", 6), _Column("messages", 10)),
-    *(_Column("bytes", 0), _Column("conflated", 4), _Column("lag", 3), _Column("rtt", 8)),
-    _Column("unsent", 9),
+    *(_Column("bytes", 0), _Column("saved", 13), _Column("conflated", 4), _Column("lag", 3)),
+    *(_Column("rtt", 8), _Column("unsent", 9)),
 )
 _CLOSED_COLUMNS: Final = (
     *(_Column("id", 1, True), _Column("subject", 3, True), _Column("address", 2, True)),
     *(_Column("protocol", 6, True), _Column("client", 9, True), _Column("ended", 4)),
     *(_Column("lasted", 7), _Column("code", 0), _Column("reason", 3, True)),
-    *(_Column("messages", 8), _Column("bytes", 5), _Column("conflated", 10)),
+    *(_Column("messages", 8), _Column("bytes", 5), _Column("saved", 11)),
+    _Column("conflated", 10),
 )
 
 
@@ -161,6 +162,7 @@ def _opened(one: OpenConnection, rate: Rate | None, now: float) -> list[str]:
         _rates(rate)[0],
         fmt.count(one.messages),
         fmt.size(one.bytes),
+        fmt.size(_saved(one)),
         fmt.count(one.conflated),
         fmt.count(one.lag),
         fmt.DASH if one.round_trip_ms is None else f"{one.round_trip_ms:,} ms",
@@ -181,8 +183,14 @@ def _closed(one: ClosedConnection, now: float) -> list[str]:
         one.reason,
         fmt.count(one.messages),
         fmt.size(one.bytes),
+        fmt.size(_saved(one)),
         fmt.count(one.conflated),
     ]
+
+
+def _saved(one: OpenConnection | ClosedConnection) -> int:
+    """Return the bytes that patches and compression saved, as far as that is known."""
+    return one.saved_by_patches + (one.saved_by_compression or 0)
 
 
 def _rates(rate: Rate | None) -> tuple[str, str]:

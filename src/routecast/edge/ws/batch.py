@@ -12,7 +12,7 @@ from typing import Final, Protocol, cast
 from routecast.core.message import AddressedMessage, SentMessage
 from routecast.core.payload import Payload
 from routecast.core.rotation import random_start
-from routecast.edge.ws.frames import deflated, is_large, is_plain, plain
+from routecast.edge.ws.frames import deflated, is_large, is_plain, plain, saved_bytes
 from routecast.edge.ws.socket_send import send_all
 from routecast.ports import Connection
 
@@ -59,6 +59,7 @@ class BatchedConnection(Protocol):
 
     batches: "tuple[WebSocketBatch, ...]"
     compression: Compression
+    saved: int  # bytes that compression saved, less those that its batches still count for it
 
     @property
     def descriptor(self) -> int:
@@ -103,21 +104,30 @@ def keep_context(
 class _PlanPart:
     """Connections of a batch that are sent the same bytes, and their descriptors."""
 
-    __slots__ = ("_compression", "_connections", "_descriptors")
+    __slots__ = ("_compression", "_connections", "_descriptors", "_saved")
 
     def __init__(self, compression: Compression, connections: Sequence[BatchedConnection]) -> None:
         self._compression = compression
         self._connections = connections
         self._descriptors = array("i", [each.descriptor for each in connections])
+        self._saved = 0  # bytes that compression saved for each, since the last `settle`
 
     def send(self, payload: Payload) -> None:
         data = self._compression.form(payload)
+        self._saved += saved_bytes(payload, data)
         start = random_start(len(self._connections))
         rest = send_all(self._descriptors[start:] + self._descriptors[:start], data)
         if self._compression.is_context(payload, data):
             self._compression = keep_context(self._connections, self._compression, payload)
         for index, sent in rest.items():
             self._connections[(start + index) % len(self._connections)].send_rest(data, sent)
+
+    def settle(self) -> None:
+        """Move the count of saved bytes to each connection."""
+        if self._saved:
+            for each in self._connections:
+                each.saved += self._saved
+            self._saved = 0
 
 
 class WebSocketBatch:
@@ -144,28 +154,40 @@ class WebSocketBatch:
             self._alone = (self,)
         self._connections[one] = None
         one.batches = one.batches + self._alone if one.batches else self._alone
-        self._plan = None
+        self.invalidate()
 
     def remove(self, connection: Connection) -> None:
         one = cast(BatchedConnection, connection)
         del self._connections[one]
         one.batches = tuple(each for each in one.batches if each is not self)
-        self._plan = None
+        self.invalidate()
         if not self._connections:
             self._alone = ()
 
     def invalidate(self) -> None:
         """Drop the send plan, because a connection has changed."""
-        self._plan = None
+        if self._plan is not None:
+            self.settle()
+            self._plan = None
+
+    def settle(self) -> None:
+        """Move what the plan counts for its connections to each of them."""
+        if self._plan is not None:
+            for part in self._plan[0]:
+                part.settle()
 
     def send(self, payload: Payload) -> Sequence[Connection]:
-        if self._plan is None:
-            self._plan = _plan(self._connections)
-        parts, full = self._plan
+        plan = self._plan
+        if plan is None:
+            plan = self._plan = _plan(self._connections)
+        parts, full = plan
         for part in parts:
             part.send(payload)
-        if len(parts) > MAX_PLAN_PARTS:  # from this message on, many have the same context
-            self._plan = None
+        if self._plan is not plan:  # it was dropped meanwhile, and its parts went on counting
+            for part in parts:
+                part.settle()
+        elif len(parts) > MAX_PLAN_PARTS:  # from this message on, many have the same context
+            self.invalidate()
         return [cast(Connection, each) for each in full if not each.send(payload)]
 
 

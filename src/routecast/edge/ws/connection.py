@@ -48,7 +48,7 @@ from routecast.edge.ws.batch import (
     keep_context,
     share,
 )
-from routecast.edge.ws.frames import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS
+from routecast.edge.ws.frames import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, saved_bytes
 from routecast.edge.ws.handshake import Agreement, Handshakes, UpgradeRequest, final, refuse
 from routecast.edge.ws.messages import MessageAssembler
 from routecast.edge.ws.socket_send import FLAGS, NO_DESCRIPTOR, descriptor, queued, send
@@ -159,6 +159,7 @@ class WebSocketConnection(asyncio.Protocol):
         "compression",
         "descriptor",
         "peer",
+        "saved",
     )
 
     kind = "WebSocket"
@@ -173,6 +174,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.agent = ""
         self.batches: tuple[WebSocketBatch, ...] = ()
         self.compression: Compression = PLAIN
+        self.saved = 0
         self.descriptor = NO_DESCRIPTOR  # set from the handshake to the end
         self.awaits_pong = False
         # When the last ping was sent, and the last time that an answer took. An integer, because
@@ -264,6 +266,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._behind = True
             return False
         data = self.compression.form(payload)
+        self.saved += saved_bytes(payload, data)
         if self.compression.is_context(payload, data):
             keep_context([self], self.compression, payload)
         self._write(data)
@@ -328,6 +331,12 @@ class WebSocketConnection(asyncio.Protocol):
     @property
     def unsent(self) -> int:
         return self._transport.get_write_buffer_size() + queued(self.descriptor)
+
+    @property
+    def saved_by_compression(self) -> int:
+        for batch in self.batches:
+            batch.settle()
+        return self.saved
 
     # -- closing --------------------------------------------------------------------------------
 

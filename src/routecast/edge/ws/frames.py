@@ -66,6 +66,13 @@ def deflated(payload: Payload, before: SentMessage | None = None) -> bytes:
     return data
 
 
+def saved_bytes(payload: Payload, data: bytes) -> int:
+    """Return how many bytes less `data` has than `plain` would return; 0 if it is that."""
+    size = len(payload.body)
+    head = 2 if size < 126 else 4 if size < 65_536 else 10  # RFC 6455, 5.2
+    return head + size - len(data)
+
+
 def is_large(payload: Payload) -> bool:
     """Whether a payload is always compressed without context.
 
