@@ -159,8 +159,11 @@ def test_the_provider_may_be_down_at_the_start(tmp_path: Path, tab: Tab) -> None
         expect(page.get_by_role("alert")).to_contain_text("cannot be reached now")
         assert page.url == f"{made.server.url}/"
         assert httpx2.get(f"{made.server.url}/ready").status_code == 200
+        for _ in range(30):
+            assert httpx2.get(f"{made.server.url}/auth/login").status_code == 303
         with made.provider:
             sign_in(page, "operators")
             expect(page.get_by_role("status")).to_have_text("Live")
     log = made.server.log.read_text()
+    assert 0 < log.count("Nobody can sign in") < 30  # anyone can cause them
     assert CLIENT_SECRET not in log

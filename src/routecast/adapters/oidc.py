@@ -28,6 +28,11 @@ from routecast.ports import SignInAttempt
 
 # What the provider says about itself is read again after this time, in seconds.
 DISCOVERY_SECONDS: Final = 3_600.0
+# Codes that are redeemed at once. Anyone can send some, and each takes a thread of this node and a
+# request of the provider; the others wait, for at most JWKS_SECONDS.
+MAX_REDEEMED: Final = 2
+# Codes that wait for their turn.
+MAX_WAITING_CODES: Final = 64
 _DISCOVERY_PATH: Final = "/.well-known/openid-configuration"
 T = TypeVar("T")
 _FORM_TYPE: Final = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -68,6 +73,10 @@ class OidcProvider:
         except ValueError as error:
             raise BadSettings(f"oidc_issuer (ROUTECAST_OIDC_ISSUER) {issuer!r}: {error}") from None
         self._known: tuple[float, _Discovery, JwtVerifier] | None = None
+        # The reading of what the provider says about itself that is under way.
+        self._reading: asyncio.Task[tuple[_Discovery, JwtVerifier]] | None = None
+        self._turns = asyncio.Semaphore(MAX_REDEEMED)
+        self._waiting = 0
 
     async def address(self, attempt: SignInAttempt) -> str:
         discovery, _ = await self._discover()
@@ -88,6 +97,26 @@ class OidcProvider:
         return address
 
     async def claims(self, attempt: SignInAttempt, code: str) -> Mapping[str, Any]:
+        await self._take_turn()
+        try:
+            return await self._claims(attempt, code)
+        finally:
+            self._turns.release()
+
+    async def _take_turn(self) -> None:
+        """Return when a code may be redeemed. Raises Unavailable if others take too long."""
+        if self._waiting >= MAX_WAITING_CODES:
+            raise Unavailable("too many people sign in by the identity provider at once")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(JWKS_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Unavailable("others sign in by the identity provider, which is slow") from None
+        finally:
+            self._waiting -= 1
+
+    async def _claims(self, attempt: SignInAttempt, code: str) -> Mapping[str, Any]:
         discovery, keys = await self._discover()
         tokens = await self._redeem(discovery, attempt, code)
         claims = await self._verified(tokens, attempt, keys)
@@ -164,9 +193,15 @@ class OidcProvider:
 
     async def _discover(self) -> tuple[_Discovery, JwtVerifier]:
         """Return what the provider says about itself, and its keys. Raises Unavailable."""
-        now = time.monotonic()
-        if self._known is not None and now < self._known[0]:
+        if self._known is not None and time.monotonic() < self._known[0]:
             return self._known[1:]
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_discovery())
+            self._reading.add_done_callback(_look_at)
+        return await asyncio.shield(self._reading)  # it is for all who wait
+
+    async def _read_discovery(self) -> tuple[_Discovery, JwtVerifier]:
+        now = time.monotonic()
         try:
             answer = await _ask(self._issuer.rstrip("/") + _DISCOVERY_PATH, {})
             found = _decoded(answer, _Discovery)
@@ -184,6 +219,12 @@ class OidcProvider:
         keys = JwtVerifier([], JwkSet(found.jwks_uri).fetch)
         self._known = now + DISCOVERY_SECONDS, found, keys
         return found, keys
+
+
+def _look_at(done: asyncio.Task[Any]) -> None:
+    """Take the error of a task, also if all who waited for it are gone."""
+    if not done.cancelled():
+        done.exception()
 
 
 async def _ask(url: str, headers: Mapping[str, str], body: bytes | None = None) -> bytes:

@@ -10,7 +10,7 @@ import logging
 import secrets
 from hmac import compare_digest
 from http import HTTPStatus
-from time import time
+from time import monotonic, time
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -33,6 +33,9 @@ ATTEMPT_SECONDS: Final = 600
 # Characters of a code; the longest ones are tokens.
 MAX_CODE: Final = 8_192
 
+# Of warnings about the same, one is logged in this time, in seconds: anyone can cause them.
+WARN_SECONDS: Final = 10.0
+
 _ATTEMPT_COOKIE: Final = "routecast_attempt"
 _ATTEMPT_PARTS: Final = 3
 _RANDOM_BYTES: Final = 32
@@ -43,6 +46,7 @@ def login_router(
 ) -> APIRouter:
     """Return the router of signing in by a provider; without one, its answers are 404."""
     router = APIRouter(include_in_schema=False)
+    warnings = _Warnings()
 
     @router.get(LOGIN)
     async def login(request: Request) -> Response:
@@ -52,7 +56,7 @@ def login_router(
         try:
             address = await provider.address(attempt)
         except Unavailable as error:
-            log.warning("Nobody can sign in by the identity provider now: %s", error)
+            warnings.add("Nobody can sign in by the identity provider now: %s", error)
             return _to_page(request, "unavailable")
         answer = _go(address)
         remembered = ".".join((attempt.state, attempt.nonce, attempt.verifier))
@@ -63,15 +67,33 @@ def login_router(
     async def callback(request: Request) -> Response:
         if provider is None:
             raise NotFound("no identity provider is set (ROUTECAST_OIDC_ISSUER)")
-        answer = await _finish(request, provider, rules, sessions)
+        answer = await _finish(request, provider, rules, sessions, warnings)
         _set_cookie(answer, request, "", 0)
         return answer
 
     return router
 
 
+class _Warnings:
+    """Logs a few of many warnings."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, float] = {}  # when a text may be logged again
+
+    def add(self, text: str, error: Exception) -> None:
+        """Log a warning, unless one with this text was logged shortly before."""
+        now = monotonic()
+        if now >= self._next.get(text, now):
+            self._next[text] = now + WARN_SECONDS
+            log.warning(text, error)
+
+
 async def _finish(
-    request: Request, provider: IdentityProvider, rules: GroupRules, sessions: Sessions
+    request: Request,
+    provider: IdentityProvider,
+    rules: GroupRules,
+    sessions: Sessions,
+    warnings: _Warnings,
 ) -> Response:
     """Start the session of the person who comes back from the provider."""
     try:
@@ -93,13 +115,13 @@ async def _finish(
         principal = rules.read(await provider.claims(attempt, code), time())
         return await begin_session(request, sessions, principal, _to_page(request))
     except Unavailable as error:
-        log.warning("Nobody can sign in by the identity provider now: %s", error)
+        warnings.add("Nobody can sign in by the identity provider now: %s", error)
         return _to_page(request, "unavailable")
     except BadCredential as error:
-        log.warning("A person was not signed in by the identity provider: %s", error)
+        warnings.add("A person was not signed in by the identity provider: %s", error)
         return _to_page(request, "refused")
     except Forbidden as error:
-        log.warning("A person who was signed in by the identity provider has no access: %s", error)
+        warnings.add("A person who was signed in by the identity provider has no access: %s", error)
         return _to_page(request, "forbidden")
 
 
