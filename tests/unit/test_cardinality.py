@@ -1,5 +1,6 @@
 """Limits of names: they always hold, and a committed name keeps its place."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.rollup import Key
 from tests.support.decisions import kept
 
-LIMIT, COMBINATIONS = 3, 6
+LIMIT, COMBINATIONS, PER_PROJECT = 3, 6, 4
 
 few = st.sampled_from([*"abcdefgh", OTHER])
 parts = st.fixed_dictionaries(
@@ -54,7 +55,7 @@ class Traffic(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names = CardinalityLimiter(LIMIT, COMBINATIONS)
+        self.names = CardinalityLimiter(LIMIT, COMBINATIONS, per_project=PER_PROJECT)
         self.waiting: list[tuple[list[DecisionRecord], Reserved]] = []
         self.stored: set[Key] = set()
         self.folded: dict[str, set[str]] = {}
@@ -97,6 +98,8 @@ class Traffic(RuleBasedStateMachine):
             assert len({one[place] for one in keys} - {OTHER, ""}) <= LIMIT
         combinations = {one[:4] for one in keys if one[1:4] != (OTHER,) * 3}
         assert len(combinations) <= COMBINATIONS + self.slack
+        by_project = Counter(project for project, *_ in combinations)
+        assert all(count <= PER_PROJECT + self.slack for count in by_project.values())
 
     @invariant()
     def only_committed_names_are_counted(self) -> None:
@@ -108,7 +111,7 @@ class Traffic(RuleBasedStateMachine):
         """When no batch waits, all room that committed names do not need is free."""
         for _, reserved in self.waiting:
             self.names.release(reserved)
-        fresh = CardinalityLimiter(LIMIT, COMBINATIONS)
+        fresh = CardinalityLimiter(LIMIT, COMBINATIONS, per_project=PER_PROJECT)
         fresh.learn(self.stored)
         sent = [named(*letters) for letters in zip("abcd", "efgh", "badc", "hgfe", strict=True)]
         self.names.renew(self.stored, {})
@@ -157,6 +160,24 @@ def test_combination_over_the_limit_is_replaced_within_its_project() -> None:
     names = CardinalityLimiter(100, 1)
     sent = named("p", "s", "v", "m"), named("p", "s", "v", "n")
     assert counted(names, *sent)[1][1:5] == ("p", OTHER, OTHER, OTHER)
+
+
+def test_a_project_cannot_use_the_room_of_another() -> None:
+    """Its further combinations count as `other`, within its limit and within that of all."""
+    told: list[str] = []
+    names = CardinalityLimiter(100, 100, per_project=3, on_full_project=told.append)
+    sent = [named("ann", "s", "v", f"m{n}") for n in range(10)]
+    others = [named("bob", "s", "v", f"n{n}") for n in range(3)]
+    found = committed(names, *sent, *others)
+    assert [one[1:5] for one in found] == [
+        *(("ann", "s", "v", f"m{n}") for n in range(3)),
+        *[("ann", OTHER, OTHER, OTHER)] * 7,
+        *(("bob", "s", "v", f"n{n}") for n in range(3)),
+    ]
+    assert sorted(told) == ["ann", "bob"]
+    assert counted(names, named("bob", "s", "v", "n0"))[0].model == "n0"
+    names.renew([], {})
+    assert counted(names, named("ann", "s", "v", "m9"))[0].model == "m9"
 
 
 def test_an_unknown_model_is_never_replaced() -> None:

@@ -100,13 +100,20 @@ class CardinalityLimiter:
     """The names in use: of each part of a key, and of their combinations.
 
     `limit` is the maximum number of distinct names of each part (project, strategy, provider,
-    model), besides `other`. `combinations` is the maximum number of distinct combinations of them.
-    `on_full` is called with a part of `NAMED`, or COMBINATION, when committed names reach its
-    limit.
+    model), besides `other`. `combinations` is the maximum number of distinct combinations of them,
+    and `per_project` of those of one project; None is no limit. `on_full` is called with a part of
+    `NAMED`, or COMBINATION, when committed names reach its limit; `on_full_project` is called with
+    a project.
     """
 
     def __init__(
-        self, limit: int, combinations: int, on_full: Callable[[str], None] = lambda _: None
+        self,
+        limit: int,
+        combinations: int,
+        on_full: Callable[[str], None] = lambda _: None,
+        *,
+        per_project: int | None = None,
+        on_full_project: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._parts: tuple[_Limited[str], ...] = tuple(_Limited(limit) for _ in NAMED)
         self._combinations: _Limited[Combination] = _Limited(combinations)
@@ -114,9 +121,13 @@ class CardinalityLimiter:
             **dict(zip(NAMED, self._parts, strict=True)),
             COMBINATION: self._combinations,
         }
+        self._per_project = per_project
+        self._projects: dict[str, _Limited[Combination]] = {}  # the combinations of each
         self._folded: tuple[frozenset[str], ...] = (frozenset(),) * len(NAMED)
         self._on_full = on_full
+        self._on_full_project = on_full_project
         self._reported: set[str] = set()
+        self._reported_projects: set[str] = set()
 
     # -- use of the limits ----------------------------------------------------------------------
 
@@ -146,11 +157,14 @@ class CardinalityLimiter:
                 for name, part in zip(names, self._parts, strict=True):
                     if name not in _FREE:
                         part.commit(name)
+                if (project := self._limited_project(names)) is not None:
+                    project.commit(names)
+                    self._report_full_project(names[0], project)
         self._report_full()
 
     def renew(self, keys: Iterable[Key], folded: FoldedNames) -> None:
         """Replace all committed names by those of these keys, and the names that were folded."""
-        for limited in self._limits.values():
+        for limited in (*self._limits.values(), *self._projects.values()):
             limited.clear()
         self._folded = tuple(frozenset(folded.get(part, ())) for part in NAMED)
         self.learn(keys)
@@ -160,6 +174,20 @@ class CardinalityLimiter:
         for part in full - self._reported:
             self._on_full(part)
         self._reported = set(full)
+
+    def _report_full_project(self, name: str, project: _Limited[Combination]) -> None:
+        if project.is_full and name not in self._reported_projects:
+            self._reported_projects.add(name)
+            self._on_full_project(name)
+
+    def _limited_project(self, names: Combination) -> _Limited[Combination] | None:
+        """Return the combinations of the project of these names; None if it has no limit."""
+        if self._per_project is None:
+            return None
+        project = self._projects.get(names[0])
+        if project is None:
+            project = self._projects[names[0]] = _Limited(self._per_project)
+        return project
 
     # -- reserved names -------------------------------------------------------------------------
 
@@ -195,12 +223,16 @@ class CardinalityLimiter:
         """Release what `reserve` reserved."""
         for names in reserved:
             self._combinations.release(names)
+            if (project := self._limited_project(names)) is not None:
+                project.release(names)
             for name, part in zip(names, self._parts, strict=True):
                 if name not in _FREE:
                     part.release(name)
 
     def _reserve(self, names: Combination) -> None:
         self._combinations.reserve(names)
+        if (project := self._limited_project(names)) is not None:
+            project.reserve(names)
         for name, part in zip(names, self._parts, strict=True):
             if name not in _FREE:
                 part.reserve(name)
@@ -216,7 +248,8 @@ class CardinalityLimiter:
             for name, folded, part in zip(names, self._folded, self._parts, strict=True)
         )
         counted = (project, strategy, provider, model)
-        if not self._combinations.admits(counted):
+        limits = (self._combinations, self._limited_project(counted))
+        if not all(limit is None or limit.admits(counted) for limit in limits):
             counted = (project, OTHER, OTHER, OTHER)
         project, strategy, provider, model = (
             name if name in folded else found

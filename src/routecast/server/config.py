@@ -295,6 +295,12 @@ class Settings(BaseSettings):
         ge=1,
         description="Distinct combinations of those names; more are counted as `other`.",
     )
+    max_series_per_project: int = Field(
+        0,
+        ge=0,
+        description="Distinct combinations of names of one project; more are counted as `other`, "
+        "so that no project uses the room of all. 0 is no limit of its own.",
+    )
     live_memory: int = Field(
         128,
         ge=4,

@@ -43,7 +43,13 @@ class Numbers:
     def __init__(self, settings: Settings, engines: Engines, topology: Topology) -> None:
         instruments, clock, timers = engines.instruments, engines.clock, SystemTimers()
         room = settings.live_memory * 2**20
-        self.names = CardinalityLimiter(settings.max_names, settings.max_series, self._log_full)
+        self.names = CardinalityLimiter(
+            settings.max_names,
+            settings.max_series,
+            self._log_full,
+            per_project=settings.max_series_per_project or None,
+            on_full_project=_log_full_project,
+        )
         _measure_names(self.names, instruments)
         instruments.wal_bytes.set_function(partial(_wal_bytes, engines.store))
         rules = Rules(
@@ -109,6 +115,14 @@ class Numbers:
             "room with `routecast names fold` or `routecast names forget`",
             *(f"{limit:,}", part, setting),
         )
+
+
+def _log_full_project(project: str) -> None:
+    log.warning(
+        "The project %r has as many combinations of names as ROUTECAST_MAX_SERIES_PER_PROJECT "
+        "allows: its new ones count as `other`",
+        project,
+    )
 
 
 def _measure_names(names: CardinalityLimiter, instruments: Instruments) -> None:
