@@ -8,6 +8,7 @@ any case, which says what went wrong.
 
 import logging
 import secrets
+from collections import Counter
 from hmac import compare_digest
 from http import HTTPStatus
 from time import monotonic, time
@@ -20,6 +21,7 @@ from starlette.responses import RedirectResponse, Response
 from routecast.core.group_rules import GroupRules
 from routecast.edge.access import is_secure
 from routecast.edge.http.session import begin_session
+from routecast.edge.proxies import limit_key_of
 from routecast.errors import BadCredential, BadHead, Forbidden, NotFound, Unavailable
 from routecast.ports import IdentityProvider, SignInAttempt
 from routecast.services.sessions import Sessions
@@ -33,6 +35,8 @@ ATTEMPT_SECONDS: Final = 600
 # Characters of a code; the longest ones are tokens.
 MAX_CODE: Final = 8_192
 
+# Codes of one address that are redeemed or wait for that, so that it keeps nobody else waiting.
+MAX_CODES_OF_ADDRESS: Final = 16
 # Of warnings about the same, one is logged in this time, in seconds: anyone can cause them.
 WARN_SECONDS: Final = 10.0
 
@@ -47,6 +51,7 @@ def login_router(
     """Return the router of signing in by a provider; without one, its answers are 404."""
     router = APIRouter(include_in_schema=False)
     warnings = _Warnings()
+    redeeming: Counter[str] = Counter()  # codes by address
 
     @router.get(LOGIN)
     async def login(request: Request) -> Response:
@@ -67,7 +72,16 @@ def login_router(
     async def callback(request: Request) -> Response:
         if provider is None:
             raise NotFound("no identity provider is set (ROUTECAST_OIDC_ISSUER)")
-        answer = await _finish(request, provider, rules, sessions, warnings)
+        address = limit_key_of(request.scope)
+        if redeeming[address] >= MAX_CODES_OF_ADDRESS:
+            return _to_page(request, "unavailable")
+        redeeming[address] += 1
+        try:
+            answer = await _finish(request, provider, rules, sessions, warnings)
+        finally:
+            redeeming[address] -= 1
+            if not redeeming[address]:
+                del redeeming[address]
         _set_cookie(answer, request, "", 0)
         return answer
 
