@@ -486,6 +486,20 @@ def test_two_credentials_are_refused(server: Server) -> None:
         assert upgrade(server, **more).status == 400
 
 
+def test_a_credential_in_trailers_is_none(server: Server) -> None:
+    """A proxy that checks header fields may pass them on as they are."""
+    if server.edge == "portable":
+        skip_as_meant("uvicorn by itself takes trailers for header fields: docs/deploy.md")
+    body = json.dumps(DECISION).encode()
+    with RawConnection(server.port) as connection:
+        connection.send(
+            b"POST /v1/decisions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + b"%x\r\n%s\r\n0\r\nAuthorization: Bearer %s\r\n\r\n"
+            % (len(body), body, token().encode())
+        )
+        assert connection.answer().status == 401
+
+
 def test_a_subprotocol_is_no_credential_of_a_plain_request(server: Server) -> None:
     """No browser sends one there."""
     offer = {"Sec-WebSocket-Protocol": f"{JSON}, {protocol(token())}"}
