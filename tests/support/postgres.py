@@ -105,8 +105,7 @@ class OwnPostgres(Postgres):
         # stays.
         self._thread = ThreadPoolExecutor(1)
         # What a process wrote is there after it is killed; only the machine's end would lose it.
-        unsafe = {"fsync": "off", "full_page_writes": "off"}
-        usual = {"listen_addresses": "", "max_connections": "80", **unsafe}
+        usual = {"listen_addresses": "", "max_connections": "80", "fsync": "off"}
         self._settings = {**usual, **(settings or {})}
         # A short path, because the name of a socket is limited.
         self.folder = Path(tempfile.mkdtemp(prefix="pg", dir=folder))
