@@ -60,7 +60,7 @@ def create(
         signing_key = secret_key(settings.jwt_secret.get_secret_value())
     else:
         raise BadSettings("there is nothing to sign with: set ROUTECAST_JWT_SECRET, or give --key")
-    now = SystemClock().now() // 1_000_000
+    now = SystemClock().now() // SECOND
     claims: dict[str, object] = {
         "sub": subject,
         "scope": " ".join(scopes_of(scope or [Scope.READ])),

@@ -89,7 +89,8 @@ class GroupRules:
             raise BadCredential(
                 f"the name of the person must be 1 to {MAX_SUBJECT} characters, none invisible"
             )
+        named = frozenset(groups)  # there may be many of them, and many rules
         for rule in self._rules:
-            if rule.group == EVERYONE or rule.group in groups:
+            if rule.group == EVERYONE or rule.group in named:
                 return Principal(subject, rule.scopes, rule.projects, issued=now)
         raise Forbidden("no rule of ROUTECAST_GROUP_RULES is about a group of this person")

@@ -38,8 +38,8 @@ class ApiKey:
 
     Attributes:
         id: The part of its text that is no secret.
-        name: The name of its holder, who is a principal's subject. After a rotation two keys have
-            it.
+        name: The name of its holder, which is the subject of its principal. After a rotation, two
+            keys have it.
         digest: The SHA-256 of its text.
         scopes: What its holder may do.
         projects: The projects that its holder may see and write to; None for all.
@@ -335,7 +335,7 @@ def _checked(what: str, text: str, longest: int) -> str:
 
 
 def _lost(key: ApiKey, principal: Principal) -> bool:
-    """Whether a key is not for a project any more that its holder may see until now."""
+    """Whether a key has lost a project that a principal of it, made before, may still see."""
     if key.projects is None or principal.projects is None:
         return False
     return not principal.projects <= key.projects

@@ -10,7 +10,7 @@ RECORD_UNIT_BYTES: Final = 1_024
 
 
 class RecordLimit:
-    """What each client may still make in a time, in seconds; an `amount` of 0 is no limit.
+    """Limits the records that each client makes to an `amount` in `seconds`; 0 is no limit.
 
     `now` is in seconds on any clock.
     """
@@ -24,9 +24,9 @@ class RecordLimit:
         self._modes = modes or LimitModes()
 
     def take(self, client: str, record: bytes, now: float) -> int:
-        """Count a record of a client; return how much it counts. Raises OverLimit.
+        """Count a record of a client. Raises OverLimit.
 
-        In dry run those that are too many count nothing.
+        Returns how much it counts, for `give_back`; in dry run, 0 for one that is too many.
         """
         if not self._is_on:
             return 0

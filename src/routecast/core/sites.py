@@ -235,8 +235,8 @@ class Sites:
     def is_own_origin(self, origin: str | None, host: str | None, scheme: str = "http") -> bool:
         """Whether a page is certainly of this very server, or of a site of `origins`.
 
-        By this rule a cookie counts, which a browser adds to what other pages send, too. `*` allows
-        none, and neither does a request without an origin.
+        It decides whether a cookie counts, which a browser adds to requests of other pages, too.
+        `*` allows no page, and a request without an origin is of none.
         """
         if origin is None or len(origin) > MAX_HEADER or len(host or "") > MAX_HEADER:
             return False
@@ -263,8 +263,11 @@ class Sites:
             or any(form in self._hosts for form in _forms(name))
         )
 
-    def _judge_origin(self, origin: str, host: str | None, exact: str | None) -> bool:
-        """Judge an origin; with `exact`, allow only this very server's, by that scheme."""
+    def _judge_origin(self, origin: str, host: str | None, own_scheme: str | None) -> bool:
+        """Whether an origin is one of `origins`, or one that needs no setting.
+
+        With `own_scheme`, the latter is this very server's alone, by that scheme.
+        """
         try:
             site = read_origin(origin)
         except ValueError:
@@ -277,10 +280,9 @@ class Sites:
             return False
         default = _DEFAULT_PORTS.get(site.scheme)
         here = default is not None and (name, port or default) == (site.host, site.port)
-        if exact is not None:
-            return (
-                here and site.scheme == exact
-            )  # by name too: a page that was opened under it needs a credential
+        if own_scheme is not None:
+            # By name too: a page that was opened under it needs a credential.
+            return here and site.scheme == own_scheme
         if here and (":" in name or _is_ipv4(name)):
             return True
         return default is not None and site.host in _LOOPBACK and name in _LOOPBACK

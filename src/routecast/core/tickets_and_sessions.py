@@ -27,7 +27,7 @@ SESSION_BYTES: Final = 32
 SIGN_OUT_BYTES: Final = 16
 # A sign-out is kept for longer than all sessions that were started before it.
 SIGN_OUT_SECONDS: Final = SESSION_SECONDS + 3_600
-# Longer texts are neither.
+# Longer texts are no ticket and no session.
 MAX_SECRET_LENGTH: Final = 100
 
 _STORED: Final = msgspec.json.Decoder(tuple[Principal, str])

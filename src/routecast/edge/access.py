@@ -6,8 +6,8 @@ lets a page add nothing to a WebSocket but subprotocols, so there it may also be
 and proxies log URLs, and browsers remember them.
 
 Two things may stand for it: a ticket, which is the only one that may be in a URL and opens one
-stream, and a session, whose cookie a browser sends by itself. A browser does that whoever made the
-page, so a cookie counts for pages of this server only.
+stream, and a session, whose cookie a browser sends by itself. A browser does that for pages of all
+sites, so a cookie counts for pages of this server only.
 """
 
 import asyncio
@@ -55,9 +55,9 @@ SESSION_COOKIE: Final = "routecast_session"
 SECURE_SESSION_COOKIE: Final = "__Host-routecast_session"
 # Parameters of a query, as `view.read_parameters` has it. A head has room for 32,000 empty ones.
 MAX_PARAMETERS: Final = 1_000
-# Requests and handshakes whose credential is being verified elsewhere, for example because the keys
-# of an identity provider are fetched, of each kind of credential: a slow provider must not keep
-# sessions and tickets waiting. And the seconds for which each may wait.
+# Requests and handshakes that wait until their credential is verified, for example because the keys
+# of an identity provider are fetched; and the seconds for which each may wait. The number is that
+# of each kind of credential, so that a slow provider does not keep sessions and tickets waiting.
 MAX_VERIFYING: Final = 256
 VERIFY_SECONDS: Final = 5.0
 # Subprotocols of an upgrade with a credential, and cookies of a request. Browsers send a few, and a
@@ -72,7 +72,6 @@ _BASE64URL: Final = re.compile(rb"[A-Za-z0-9_-]+")
 _PRINCIPAL: Final = "routecast.principal"
 SEVERAL: Final = "a request must have one credential, and this one has several"
 _HOW: Final = "send a token or an API key as `Authorization: Bearer`"
-
 
 # Methods that change nothing. A browser sends no `Origin` with some of them.
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -101,8 +100,9 @@ Credential = str | TicketIn | CookieIn | NamedIn | AssertionIn
 class Access:
     """Tells whose request it is. Without an authenticator, authentication is off.
 
-    Without `tickets` or `sessions` there are none. `proxy` and `people` are of those whom a proxy
-    signs in. With `insecure`, credentials may come over plain HTTP from other machines.
+    Without `tickets` or `sessions` there are none. `proxy` finds the people whom a proxy signs in,
+    and `people` their principals. With `insecure`, credentials may come over plain HTTP from other
+    machines.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Access:
         tickets: Tickets | None = None,
         sessions: Sessions | None = None,
         sites: Sites | None = None,
-        slow: SlowRefusals | None = None,
+        slow_refusals: SlowRefusals | None = None,
         proxy: ProxySignIn | None = None,
         people: PersonRules | None = None,
         *,
@@ -122,10 +122,10 @@ class Access:
         self._tickets = tickets
         self._sessions = sessions
         self._sites = sites or Sites()
-        self.slow = slow or SlowRefusals()
+        self.slow_refusals = slow_refusals or SlowRefusals()
         self._proxy = proxy or ProxySignIn(Proxies(""))
         self._people = people
-        # By the kind of credential.
+        # How many are being verified, by the kind of credential.
         self._verifying: Counter[type[Credential]] = Counter()
 
     @property
@@ -192,7 +192,7 @@ class Access:
             raise Unavailable("the credential could not be verified in time") from None
         finally:
             self._verifying[kind] -= 1
-        # It may have been revoked before this task had its turn.
+        # It may have been revoked after it was verified, before this task had its turn.
         if isinstance(credential, str):
             return self._authenticator.recognise(credential) or principal
         self._authenticator.check(principal)
@@ -225,11 +225,11 @@ class Access:
         return principal
 
     def require_valid(self, principal: Principal) -> None:
-        """Raise BadCredential if a principal that was let in is not to be any more.
+        """Raise BadCredential if a principal that was let in would be refused now.
 
-        It is for a client that was let in before, and only now begins a stream, or has sent its
-        decisions: what was revoked meanwhile did not end that. Raises Unavailable while it is not
-        known.
+        Call it when a client begins its stream, or has sent its decisions, some time after its
+        request: a revocation in between had no stream to close. Raises Unavailable while it is not
+        known whether there are any.
         """
         if self._authenticator is None:
             return
@@ -245,7 +245,7 @@ class Access:
     async def refused(self, error: RoutecastError, scope: AsgiScope) -> RoutecastError:
         """Return the answer to a request that is refused, after the delay that it deserves."""
         credential = text_of_credential(partial(self.credential_of, scope))
-        return await self.slow.refused(error, limit_key_of(scope), credential)
+        return await self.slow_refusals.refused(error, limit_key_of(scope), credential)
 
     # -- credentials in requests ----------------------------------------------------------------
 
@@ -309,9 +309,9 @@ class Access:
     ) -> Credential | None:
         """Return what a proxy says of the client, or else the cookie of its session, if it counts.
 
-        A browser has both sent whoever made the page. So with `must_prove`, for upgrades and
-        writes, it raises Forbidden if the origin is not this server's own. `remote` is the address
-        of the connection, and `secure` whether the client uses TLS. Raises BadHead, too.
+        A browser has both sent with the requests of all pages. So with `must_prove`, for upgrades
+        and writes, it raises Forbidden if the origin is not this server's own. `remote` is the
+        address of the connection, and `secure` whether the client uses TLS. Raises BadHead, too.
         """
         found: Credential | None = self._proxy.find(remote, fields)
         if found is None and self._sessions is not None:
@@ -361,7 +361,10 @@ def is_secure(scope: AsgiScope) -> bool:
 
 
 def text_of_credential(find: Callable[[], Credential | None]) -> str | None:
-    """Return what finds a credential as a text; None if that fails, because it is malformed."""
+    """Return the text of the credential that `find` returns.
+
+    None if it finds none, or raises an error because the credential is malformed.
+    """
     try:
         found = find()
     except RoutecastError:

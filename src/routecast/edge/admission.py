@@ -72,8 +72,9 @@ class AdmissionControl:
         """Return the session that a request asks for, with the projects of its principal.
 
         `scheme` is the one that the client uses, http or https. `address` is the client's, as
-        limits count it (`limit_key`). `is_default` says whether it is
-        the default stream, and `probe` that the client only asks whether it would be admitted.
+        limits count it (`limit_key`). `is_default` says whether it is the default stream, and
+        `probe` that the client only asks whether it would be admitted.
+
         Raises Misdirected, Forbidden, BadBody or BadParameter, OverLimit, and Unavailable if there
         is no room: the edge must answer with the error. Otherwise the edge must call `release` when
         the connection ends.

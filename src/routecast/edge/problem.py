@@ -40,7 +40,6 @@ _NOT_DESCRIBED = re.compile(r'[^ -~]|["\\]')
 STREAM_ROUTES = frozenset({"/ws/metrics", "/sse/metrics"})
 _REFUSALS = (BadCredential, CredentialInUrl, Forbidden, Misdirected, OverLimit)
 
-
 _Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
@@ -48,6 +47,7 @@ class Unsupported(RoutecastError):
     """The body has a content coding that this server cannot decode."""
 
 
+# The first one that fits counts, so a class stands before those that it is derived from.
 STATUS_OF: dict[type[RoutecastError], HTTPStatus] = {
     BadParameter: HTTPStatus.BAD_REQUEST,
     BadHead: HTTPStatus.BAD_REQUEST,

@@ -31,7 +31,7 @@ class AssertionIn:
 
 
 class ProxySignIn:
-    """Finds what a proxy says about a person. Names of fields are in lower case; "" for none."""
+    """Finds what a proxy says about a person. A `name_field` or `groups_field` of "" is none."""
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ class SlowRefusals:
     def judge(
         self, error: RoutecastError, address: str, credential: str | None
     ) -> tuple[RoutecastError, float]:
-        """Return the error that a client gets, and the seconds after which: see `wait`.
+        """Count a refusal; return the error for the client, and the seconds to `wait` before it.
 
         A request without a credential is no attempt to sign in.
         """
@@ -63,7 +63,7 @@ class SlowRefusals:
     async def refused(
         self, error: RoutecastError, address: str, credential: str | None
     ) -> RoutecastError:
-        """Return the error that a client gets, once it is time for it. Cancelling it is safe."""
+        """Count a refusal; after its delay, return the error for the client. Safe to cancel."""
         error, delay = self.judge(error, address, credential)
         if delay:
             await self.wait(address, delay)

@@ -32,8 +32,8 @@ CLOUDFLARE_KEYS = "/cdn-cgi/access/certs"
 class Authentication:
     """Credentials, sessions and sign-in of one application; `running` starts and ends them.
 
-    `refusals`, `sessions` and `tickets` are limits per client. `access` is what the edges ask. The
-    other parts are for the routes of signing in, and for the streams that a revocation closes.
+    `access` is what the edges ask. The other parts are for the routes of signing in, and for the
+    streams that a revocation closes.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class Authentication:
         settings: Settings,
         engines: Engines,
         supervisor: Supervisor,
-        refusals: SlowRefusals,
-        sessions: RecordLimit,
-        tickets: RecordLimit,
+        slow_refusals: SlowRefusals,
+        session_limit: RecordLimit,
+        ticket_limit: RecordLimit,
     ) -> None:
         self._supervisor = supervisor
         # Services that fetch keys: of the issuer of tokens, and of a proxy that signs people in.
@@ -56,8 +56,10 @@ class Authentication:
             settings.allowed_origins, settings.allowed_hosts, lambda: self.authenticator.required
         )
         self._records = engines.records or MemoryRecords(engines.clock)
-        self.tickets = Tickets(self._records, engines.clock, tickets)
-        self.sessions = Sessions(self._records, self.authenticator.check, engines.clock, sessions)
+        self.tickets = Tickets(self._records, engines.clock, ticket_limit)
+        self.sessions = Sessions(
+            self._records, self.authenticator.check, engines.clock, session_limit
+        )
         self.provider = open_provider(settings)
         self.group_rules = group_rules(settings)
         self.proxies = Proxies(settings.trusted_proxies)
@@ -75,7 +77,7 @@ class Authentication:
             self.tickets,
             self.sessions,
             self.sites,
-            refusals,
+            slow_refusals,
             proxy,
             people,
             insecure=settings.insecure,

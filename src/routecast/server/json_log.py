@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import threading
 from datetime import UTC, datetime
@@ -71,7 +72,7 @@ def _cut(value: Any) -> Any:
         case list() | tuple() | set() | frozenset():
             return [_cut(each) for each in value]
         case float():
-            return value if value - value == 0 else None  # not infinite, and a number
+            return value if math.isfinite(value) else None
         case None | bool() | int():
             return value
     return _cut(str(value))

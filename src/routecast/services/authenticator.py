@@ -36,7 +36,7 @@ class ClaimReader(Protocol):
 class KnownKeys(Protocol):
     """API keys and revocations, as this node knows them. No method waits."""
 
-    # They are called whenever credentials are revoked.
+    # They are called whenever credentials are revoked, with a predicate over principals.
     followers: list[OnRevoked]
 
     @property
@@ -150,7 +150,7 @@ class Authenticator:
         if self._tokens is None:
             self.require_known()
             raise BadCredential("this server takes API keys, and no tokens")
-        now = self._clock.now() / 1e6
+        now = self._clock.now() / SECOND
         # The digest and not the token, so that a copy of the memory has no tokens in it.
         digest = sha256(token.encode("ascii")).digest()
         known = self._verified.get(digest)

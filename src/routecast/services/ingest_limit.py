@@ -26,8 +26,9 @@ MAX_SETTLED: Final = 100
 
 
 class IngestLimit:
-    """What each client has left; `a_minute` is the quota, and 0 none. Run `run` as a task if the
-    nodes of the `cluster` share it.
+    """Limits the decisions of each client to `a_minute`; 0 is no limit.
+
+    With a `cluster`, whose nodes share the limit, run `run` as a task.
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class IngestLimit:
         if known is None:
             return
         wait = known.wait_for(1, self._now())
-        if wait and self._modes.enforces(ClientLimit.INGEST):
+        if wait and self._modes.enforces(ClientLimit.INGEST):  # in dry run, `take` counts the hit
             self._modes.hit(ClientLimit.INGEST)
             raise self._error(wait)
 
     def take(self, client: str, decisions: int) -> bool:
-        """Count decisions that a client sent; return whether they are. Raises OverLimit.
+        """Count decisions that a client sent; return whether they were counted. Raises OverLimit.
 
         In dry run those that are too many are not counted, so that the hits are about as many as
         refusals would be.

@@ -153,7 +153,10 @@ class KeyRing:
         self._tell(table, now)
 
     def _end_expired(self) -> None:
-        """End the streams of keys that have expired, also if they could do so later before."""
+        """End the streams of keys that have expired.
+
+        The end of a key may have been set, or made earlier, after its streams had begun.
+        """
         now = self._clock.now()
         if self._table is not None and self._next_expiry is not None and self._next_expiry <= now:
             self._next_expiry = self._table.next_expiry(now)

@@ -65,7 +65,7 @@ class _Session(NamedTuple):
 class Sessions:
     """Starts, finds and ends sessions. Run `run` as a task.
 
-    `check` raises BadCredential if the credential of a principal is revoked. `limit` is of the
+    `check` raises BadCredential if the credential of a principal is revoked. `limit` limits the
     sessions that a subject starts. `followers` are called with a predicate that tells whether the
     session of a principal has ended.
     """
@@ -82,13 +82,14 @@ class Sessions:
         self._clock = clock
         self._limit = limit
         self._known: OrderedDict[str, _Session] = OrderedDict()  # by the id of the session
-        # The last sign-outs of people whom a proxy signs in, by subject, and those not known yet.
+        # The last sign-outs of people whom a proxy signs in, by subject; and the subjects whose
+        # last sign-out was not looked up yet.
         self._people: OrderedDict[str, str | None] = OrderedDict()
         self._new_people: set[str] = set()
         self._version: str | None = None
-        self._looks = 0  # at the sessions that are known, which are left to do
+        self._looks = 0  # looks at the known sessions that are left to do
         self.followers: list[Callable[[Callable[[Principal], bool]], object]] = []
-        self.failing: str | None = None
+        self.failing: str | None = None  # why sessions cannot be looked up
 
     async def start(self, principal: Principal) -> tuple[str, Principal]:
         """Start a session for a principal. Return its secret text, and its own principal.
@@ -196,7 +197,8 @@ class Sessions:
         sign_out = secrets.token_urlsafe(SIGN_OUT_BYTES)
         name = record_name(SIGN_OUT_KIND, principal.subject)
         await self._records.put(name, sign_out.encode(), SIGN_OUT_SECONDS)
-        # Changes the version, so that other nodes look; a principal may have come in by none.
+        # To delete any record changes the version, so that other nodes look. Without a session it
+        # is a record that is not there.
         await self._records.delete(principal.session or record_name(SESSION_KIND, ""))
         self._forget(
             [
@@ -209,7 +211,7 @@ class Sessions:
         self._dismiss({principal.subject: sign_out})
 
     def _known_now(self, identity: str) -> _Session | None:
-        """Return a session that is known, unless its time is over: it may have been renewed."""
+        """Return a known session; None if its time is over: another node may have renewed it."""
         known = self._known.get(identity)
         return None if known is None or self._is_late(known) else known
 
@@ -237,9 +239,9 @@ class Sessions:
             follower(lambda principal: principal.session in ended)
 
     def _dismiss(self, last: Mapping[str, str | None]) -> None:
-        """Close the streams of people whom a proxy signs in, and who have signed out again.
+        """Close the streams of people whom a proxy signs in, if they have signed out since.
 
-        `last` has the last sign-outs of some people.
+        `last` has the last sign-outs of some people, by subject; they become the known ones.
         """
         gone = set()
         for subject, sign_out in last.items():
@@ -269,7 +271,8 @@ class Sessions:
             version = await self._records.version()
             if version != self._version:
                 self._version = version
-                # Twice: an answer that was on its way at the first look may have come after it.
+                # Twice: a request may have read a session before its end, and have it remembered
+                # after the first look.
                 self._looks = 2
             if self._looks:
                 await self._look()
@@ -322,5 +325,5 @@ class Sessions:
 
 
 def _is_over(session: _Session, last: str | None) -> bool:
-    """Whether its person has signed out since a session began; `last` was the last time."""
+    """Whether its person has signed out since a session began; `last` is the last sign-out's id."""
     return not session.principal.is_key and last is not None and last != session.after

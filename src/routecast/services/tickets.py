@@ -20,7 +20,7 @@ from routecast.ports import Clock, TemporaryRecords
 
 
 class Tickets:
-    """Makes tickets, and takes each of them once. `limit` is of those that a client makes."""
+    """Makes tickets, and takes each of them once. `limit` limits those that a client makes."""
 
     def __init__(self, records: TemporaryRecords, clock: Clock, limit: RecordLimit) -> None:
         self._records = records
@@ -30,7 +30,7 @@ class Tickets:
     async def make(self, principal: Principal, address: str) -> str:
         """Return a ticket of a principal for its client's address. Raises OverLimit, Unavailable.
 
-        Without authentication, the limit is of the address.
+        Without authentication, the limit counts by address.
         """
         ticket = secrets.token_urlsafe(TICKET_BYTES)
         name, record = record_name(TICKET_KIND, ticket), pack_principal(principal, address)

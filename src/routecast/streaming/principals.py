@@ -33,11 +33,14 @@ class CredentialVerifier(Protocol):
         ...
 
     def recognise(self, credential: str) -> Principal | None:
-        """Return it at once; None if `authenticate` must be awaited. Raises as that does."""
+        """Return the principal at once; None if `authenticate` must be awaited. Raises as that."""
         ...
 
     async def authenticate(self, credential: str) -> Principal:
-        """Return it within seconds. Raises BadCredential, Unavailable. Cancelling it is safe."""
+        """Return the principal within seconds. Cancelling it is safe.
+
+        Raises BadCredential, Unavailable.
+        """
         ...
 
 

@@ -18,7 +18,7 @@ _FIRST: Final[dict[str, str]] = {
 
 # The keys and their effects, as the help shows them.
 TOP_HELP: Final = (
-    ("s", "the next order: by start, by bytes sent, by lag, by round trip"),
+    ("s", "the next order: by start, by bytes sent, by lag, by round trip, the newest first"),
     ("p", "only the next protocol; then all of them"),
     ("c", "connections that were closed last, with code and reason; or the open ones"),
     ("? h", "show or hide this help"),

@@ -97,7 +97,7 @@ class FastPathHttpProtocol(HttpProtocol):
         if request_id is not None:
             request_id = read_request_id(request_id)
         decisions = self._decisions
-        client = decisions.client_of(principal, self._address) if decisions.limit.is_on else ""
+        client = decisions.client_of(principal, self._address)
         self._request = _FastRequest(
             lines=lines, principal=principal, client=client, request_id=request_id
         )

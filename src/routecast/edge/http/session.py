@@ -148,7 +148,7 @@ def session_router(
             principal = await access.identify(credential)
         except BadCredential as error:
             address, text = limit_key_of(request.scope), text_of_credential(lambda: credential)
-            raise await access.slow.refused(error, address, text) from None
+            raise await access.slow_refusals.refused(error, address, text) from None
         if not isinstance(credential, CookieIn):
             return await begin_session(request, sessions, principal)
         if not principal.is_key:

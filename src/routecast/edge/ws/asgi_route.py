@@ -49,7 +49,7 @@ class MetricsSocket:
             try:
                 self._admission.access.require_valid(principal_of(scope))
             except (BadCredential, Unavailable) as error:
-                # After the latter, the client may come back with the same credential.
+                # After INTERNAL_ERROR, the client may come back with the same credential.
                 is_bad = isinstance(error, BadCredential)
                 code = CloseCode.UNAUTHENTICATED if is_bad else CloseCode.INTERNAL_ERROR
                 await send({"type": "websocket.close", "code": int(code)})

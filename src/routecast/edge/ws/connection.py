@@ -174,11 +174,11 @@ class WebSocketConnection(asyncio.Protocol):
         self.agent = ""
         self.batches: tuple[WebSocketBatch, ...] = ()
         self.compression: Compression = PLAIN
-        self.saved = 0
+        self.saved = 0  # bytes that compression saved, without those that batches still count
         self.descriptor = NO_DESCRIPTOR  # set from the handshake to the end
         self.awaits_pong = False
-        # When the last ping was sent, and the last time that an answer took. An integer, because
-        # the small ones are shared by the whole process.
+        # When the last ping was sent; and how long the last answer took, in milliseconds. That is
+        # an integer, because Python keeps one object for each small integer.
         self._pinged = 0.0
         self._round_trip_ms: int | None = None
         self._behind = False  # whether a payload was skipped because the socket is full
@@ -566,13 +566,13 @@ class WebSocketConnection(asyncio.Protocol):
     def _judge(
         self, error: RoutecastError, request: UpgradeRequest
     ) -> tuple[RoutecastError, float]:
-        """Return the answer to a request that is refused, and the delay that it deserves."""
+        """Count a refused request; return its answer, and the seconds to wait before that."""
         credential = text_of_credential(lambda: request.credential)
-        return self._edge.admission.access.slow.judge(error, self.client, credential)
+        return self._edge.admission.access.slow_refusals.judge(error, self.client, credential)
 
     async def _refuse_later(self, error: RoutecastError, delay: float) -> None:
         if delay:
-            await self._edge.admission.access.slow.wait(self.client, delay)
+            await self._edge.admission.access.slow_refusals.wait(self.client, delay)
         self._waiting = None
         self._refuse(refuse(error))
 

@@ -16,7 +16,7 @@ from websockets.streams import StreamReader
 
 from routecast.protocol import MAX_MESSAGE_BYTES, CloseCode
 
-# For `websockets`: errors only. At the level debug it would log messages, and one has a token.
+# For `websockets`: errors only. At the level debug it would log messages; `refresh` has a token.
 silent_log: Final = logging.getLogger("routecast.websockets")
 silent_log.setLevel(logging.ERROR)
 
