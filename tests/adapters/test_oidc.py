@@ -32,6 +32,7 @@ class SlowSite:
         self._now = 0
         self._lock = threading.Lock()
         self.issuer = f"http://127.0.0.1:{site.port}"
+        self.keys = f"{self.issuer}/jwks"
         site.answer = self._answer
 
     def _answer(self, asked: Received) -> bytes:
@@ -50,7 +51,7 @@ class SlowSite:
             "issuer": self.issuer,
             "authorization_endpoint": f"{self.issuer}/authorize",
             "token_endpoint": f"{self.issuer}/token",
-            "jwks_uri": f"{self.issuer}/jwks",
+            "jwks_uri": self.keys,
         }
         body = json.dumps(found).encode()
         return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -91,6 +92,14 @@ async def test_all_who_begin_wait_for_one_request(slow: SlowSite) -> None:
     for address in await asyncio.gather(*begun):
         assert address.startswith(f"{slow.issuer}/authorize?")
     assert len(slow.site.received) == 1
+
+
+async def test_a_provider_whose_keys_are_at_no_address_cannot_be_used(slow: SlowSite) -> None:
+    """It fails as any provider that answers something else, and not as a setting would."""
+    slow.keys = "https://login.example:65536/jwks"
+    slow.lets_go.set()
+    with pytest.raises(Unavailable, match="Port out of range"):
+        await provider_at(slow).address(ATTEMPT)
 
 
 async def test_few_codes_are_redeemed_at_once(slow: SlowSite) -> None:

@@ -26,7 +26,7 @@ def test_every_parameter_is_read() -> None:
 
 def test_a_place_is_read_as_it_was_written() -> None:
     """It is the parameter `after` of the next page."""
-    for place in (Place(0, 1), Place(-12, 2**60), Place(-(2**60), 2**60)):
+    for place in (Place(0, 1), Place(-12, 2**60), Place(-(2**63) + 1, 2**63 - 1)):
         assert parse_connections_query(f"after={place}").after == place
 
 
@@ -49,6 +49,8 @@ def test_a_place_is_read_as_it_was_written() -> None:
         ("after=x", "after"),
         ("after=1", "after"),
         ("after=-1-2", "after"),
+        (f"after={2**63}-0", "after"),
+        (f"after=0-{2**63}", "after"),
         ("adress=192.0.2.1", "adress"),
     ],
 )

@@ -27,6 +27,7 @@ from routecast.edge.ws.socket_send import (
     IO_URING_FROM,
     NO_DESCRIPTOR,
     descriptor,
+    queued,
     send,
     send_all,
 )
@@ -54,6 +55,7 @@ def test_sent_bytes_arrive() -> None:
             left += len(piece)
     assert left == taken
     assert send(NO_DESCRIPTOR, b"hello", 5, FLAGS) == -1
+    assert queued(NO_DESCRIPTOR) == 0
 
 
 # -- to many ------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class OidcProvider:
         except ValueError as error:
             raise BadSettings(f"oidc_issuer (ROUTECAST_OIDC_ISSUER) {issuer!r}: {error}") from None
         self._known: tuple[float, _Discovery, JwtVerifier] | None = None
-        # The reading of what the provider says about itself that is under way.
+        # It reads what the provider says about itself; all who need that wait for it.
         self._reading: asyncio.Task[tuple[_Discovery, JwtVerifier]] | None = None
         self._turns = asyncio.Semaphore(MAX_REDEEMED)
         self._waiting = 0
@@ -197,7 +197,7 @@ class OidcProvider:
             return self._known[1:]
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read_discovery())
-            self._reading.add_done_callback(_look_at)
+            self._reading.add_done_callback(_take_error)
         return await asyncio.shield(self._reading)  # it is for all who wait
 
     async def _read_discovery(self) -> tuple[_Discovery, JwtVerifier]:
@@ -221,7 +221,7 @@ class OidcProvider:
         return found, keys
 
 
-def _look_at(done: asyncio.Task[Any]) -> None:
+def _take_error(done: asyncio.Task[Any]) -> None:
     """Take the error of a task, also if all who waited for it are gone."""
     if not done.cancelled():
         done.exception()
@@ -258,6 +258,7 @@ def _require_safe(url: str) -> None:
     """Raise ValueError if secrets must not be sent to a URL."""
     parts = urlsplit(url)
     local = parts.scheme == "http" and is_loopback(parts.hostname or "")
+    _ = parts.port  # raises ValueError for a port over 65535
     if not parts.hostname or "@" in parts.netloc or not url.isascii():
         raise ValueError("an address must be like https://login.example")
     if parts.scheme != "https" and not local:

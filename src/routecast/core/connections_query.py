@@ -122,6 +122,6 @@ def _limit(text: str) -> int:
 
 def _place(text: str) -> Place:
     found = _AFTER.fullmatch(text)
-    if found is None:
+    if found is None or max(int(found[1]), int(found[2])) >= 2**63:  # nodes send 64 bits
         raise BadParameter("after", "must be the member `next` of the page before")
     return Place(-int(found[1]), int(found[2]))

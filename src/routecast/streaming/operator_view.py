@@ -13,6 +13,7 @@ from typing import Final, Protocol, cast
 from routecast.core.connection_ids import began, read_id, write_id
 from routecast.core.connection_pages import NodePage
 from routecast.core.connections_query import ConnectionsQuery, Place
+from routecast.core.times import SECOND
 from routecast.core.view import FILTERS, View, ViewSubscription
 from routecast.ports import Connection
 from routecast.protocol import (
@@ -136,7 +137,7 @@ class OperatorView:
             everything.reverse()
         for first in range(0, len(everything), LOOKED_AT_ONCE):
             await self._slices.turn()
-            total += _look(query, everything[first : first + LOOKED_AT_ONCE], found)
+            total += _collect(query, everything[first : first + LOOKED_AT_ONCE], found)
         return total, found
 
     def _describe(
@@ -149,7 +150,7 @@ class OperatorView:
             node=self.node,
             subject=principal.subject,
             credential=principal.credential or None,
-            expires=None if expires is None else rfc3339(round(expires * 1_000_000)),
+            expires=None if expires is None else rfc3339(round(expires * SECOND)),
             address=connection.client,
             client=connection.agent,
             protocol=peer.protocol,
@@ -180,7 +181,7 @@ class OperatorView:
                 if first:
                     await self._slices.turn()
                 for record in islice(records, first, first + LOOKED_AT_ONCE):
-                    if not _was_wanted(query, record):
+                    if not _matches_closed(query, record):
                         continue
                     total += 1
                     place = Place(-record.ended, record.identity)
@@ -200,12 +201,13 @@ class OperatorView:
         return NodePage(self.node, total, following, [place for place, _ in page], described)
 
 
-def _look(
+def _collect(
     query: ConnectionsQuery, connections: Iterable[tuple[Connection, int]], found: list[_Found]
 ) -> int:
     """Add to `found` the connections that may be on a page; return how many match."""
     matching = 0
-    is_filtered = not (query.subject is query.address is query.protocol is query.search is None)
+    filters = query.subject, query.address, query.protocol, query.search
+    is_filtered = any(each is not None for each in filters)
     after = query.after or Place(-(2**63), 0)
     last = found[query.limit][:2] if len(found) > query.limit else None
     for each, identity in connections:
@@ -235,7 +237,7 @@ def _matches(
     )
 
 
-def _was_wanted(query: ConnectionsQuery, record: ClosedRecord) -> bool:
+def _matches_closed(query: ConnectionsQuery, record: ClosedRecord) -> bool:
     if not query.matches(record.subject, record.address, record.protocol):
         return False
     if query.code is not None and query.code != record.code:

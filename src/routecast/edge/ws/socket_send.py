@@ -114,5 +114,5 @@ def queued(descriptor: int) -> int:
         return 0
     try:
         return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0])
-    except OSError:
+    except (OSError, ValueError):  # the latter for NO_DESCRIPTOR
         return 0
