@@ -722,6 +722,13 @@ class TemporaryRecords(Protocol):
         """
         ...
 
+    async def replace(self, name: str, record: bytes, seconds: float) -> bool:
+        """Do as `put` if there is a record with this name, in one step; return whether there was.
+
+        Raises as that.
+        """
+        ...
+
     async def get(self, names: Sequence[str]) -> list[bytes | None]:
         """Return the record of each name, None for one that there is not. Raises Unavailable."""
         ...

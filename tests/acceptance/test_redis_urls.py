@@ -20,9 +20,9 @@ DELTA = Delta(Position("e", 1), cells_of([kept()]), NOW)
 
 
 async def assert_shared(url: str, prefix: str | None = None) -> None:
-    """Assert that nodes share a bus, a cache and their numbers of streams."""
+    """Assert that nodes share a bus, a cache, their numbers of streams and temporary records."""
     shared = SharedRedis(url, prefix)
-    cache, cluster = shared.cache(), shared.cluster()
+    cache, cluster, records = shared.cache(), shared.cluster(), shared.records()
     heard: list[Delta | Position] = []
     async with carried(shared.bus()) as here, carried(shared.bus()) as there:
         there.listen(heard.append)
@@ -37,8 +37,15 @@ async def assert_shared(url: str, prefix: str | None = None) -> None:
     await cluster.report_connections(3, b"summary")
     assert await cluster.total_connections() == 3
     assert await cluster.summaries() == [b"summary"]
+    await records.put("a", b"old", 600)
+    assert await records.replace("a", b"new", 600)
+    assert await records.get(["a"]) == [b"new"]
+    assert await records.take("a") == b"new"
+    await records.delete("a")
+    assert await records.version()
     await cache.close()
     await cluster.close()
+    await records.close()
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,26 @@ async def test_a_record_ends_in_its_time(records: TemporaryRecords) -> None:
     assert await records.get(["b"]) == [b"long"]
 
 
+async def test_only_a_record_that_is_there_is_replaced(records: TemporaryRecords) -> None:
+    """Its new time counts. One that was deleted or has ended does not come back."""
+    first = await records.version()
+    assert not await records.replace("a", b"new", 600)
+    assert await records.get(["a"]) == [None]
+    await records.put("a", b"old", 600)
+    await records.put("b", b"old", 600)
+    assert await records.replace("a", b"new", 600)
+    assert await records.get(["a", "b"]) == [b"new", b"old"]
+    assert await records.version() == first
+    await records.delete("a")
+    assert not await records.replace("a", b"new", 600)
+    assert await records.replace("b", b"short", 0.05)
+    async with asyncio.timeout(PATIENCE):
+        while (await records.get(["b"])) != [None]:  # noqa: ASYNC110  -- asking is the test
+            await asyncio.sleep(0.01)
+    assert not await records.replace("b", b"new", 600)
+    assert await records.get(["a", "b"]) == [None, None]
+
+
 async def test_a_deleted_record_changes_the_version(records: TemporaryRecords) -> None:
     """Nothing else does."""
     first = await records.version()

@@ -264,6 +264,36 @@ async def test_a_session_that_has_ended_is_not_renewed(
         await node(records, clock).sessions.find(text)
 
 
+async def test_a_session_that_another_node_has_ended_is_not_renewed(
+    records: BreakableRecords, clock: HeldClock
+) -> None:
+    """Also before this node has noticed the end; then its streams are closed at once."""
+    first, second = node(records, clock), node(records, clock)
+    text, ours = await first.sessions.start(replace(ANN, is_key=True))
+    known = await second.sessions.find(text)
+    await first.sessions.end(ours)
+    with pytest.raises(BadCredential):
+        await second.sessions.renew(known)
+    assert second.ended(known)
+    for each in (first, second):
+        with pytest.raises(BadCredential):
+            await each.sessions.find(text)
+
+
+async def test_a_session_that_is_forgotten_during_its_renewal_goes_on(
+    records: BreakableRecords, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node has forgotten it because it knows many others, not because it has ended."""
+    monkeypatch.setattr(module, "MAX_KNOWN_SESSIONS", 1)
+    one = node(records, clock)
+    text, ours = await one.sessions.start(replace(ANN, is_key=True))
+    await one.sessions.start(ANN)
+    clock.moment += 60_000_000
+    renewed = await one.sessions.renew(ours)
+    assert renewed == replace(ours, expires=clock.now() / 1e6 + SESSION_SECONDS)
+    assert one.sessions.recognise(text) is renewed
+
+
 async def test_a_subject_starts_a_limited_number(
     records: BreakableRecords, clock: HeldClock
 ) -> None:

@@ -126,10 +126,13 @@ class Sessions:
         """
         assert principal.is_key
         ours = replace(principal, expires=self._clock.now() / SECOND + SESSION_SECONDS)
-        await self._records.put(ours.session, pack_principal(ours), SESSION_SECONDS)
-        if ours.session not in self._known:  # it has ended meanwhile
-            await self._records.delete(ours.session)
+        record = pack_principal(ours)
+        # Another node may have ended it, and this node does not know that yet.
+        if not await self._records.replace(ours.session, record, SESSION_SECONDS):
+            self._forget([ours.session])
             raise BadCredential(_ENDED)
+        if ours.session not in self._known:  # forgotten meanwhile, perhaps because it has ended
+            return await self.find_by_id(ours.session)
         self._remember(_Session(ours, ""))
         return ours
 

@@ -44,6 +44,12 @@ class MemoryRecords:
             self._ends = [(end, name) for name, (end, _) in self._held.items()]
             heapq.heapify(self._ends)
 
+    async def replace(self, name: str, record: bytes, seconds: float) -> bool:
+        if self._get(name) is None:
+            return False
+        await self.put(name, record, seconds)
+        return True
+
     async def get(self, names: Sequence[str]) -> list[bytes | None]:
         return [self._get(name) for name in names]
 

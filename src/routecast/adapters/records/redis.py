@@ -14,6 +14,12 @@ redis.call('HSET', KEYS[1], 'record', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 """
+_REPLACE_RECORD: Final = """
+if not redis.call('HMGET', KEYS[1], 'record')[1] then return 0 end
+redis.call('HSET', KEYS[1], 'record', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
 _GET_RECORDS: Final = """
 local found = {'records'}
 for i = 1, #KEYS do found[i + 1] = redis.call('HMGET', KEYS[i], 'record')[1] end
@@ -39,8 +45,10 @@ class RedisRecords:
         self._version = link.key("records")
 
     async def put(self, name: str, record: bytes, seconds: float) -> None:
-        args = (self._key(name), record, max(round(seconds * 1000), 1))
-        await self._link.call(lambda redis: redis.eval(_PUT_RECORD, 1, *args), is_done)
+        await self._write(_PUT_RECORD, name, record, seconds)
+
+    async def replace(self, name: str, record: bytes, seconds: float) -> bool:
+        return await self._write(_REPLACE_RECORD, name, record, seconds)
 
     async def get(self, names: Sequence[str]) -> list[bytes | None]:
         if not names:
@@ -59,6 +67,10 @@ class RedisRecords:
     async def version(self) -> str:
         (version,) = await self._call(_GET_RECORDS, [self._version])
         return "" if version is None else version.decode("latin-1")
+
+    async def _write(self, script: str, name: str, record: bytes, seconds: float) -> bool:
+        args = (self._key(name), record, max(round(seconds * 1000), 1))
+        return await self._link.call(lambda redis: redis.eval(script, 1, *args), is_done)
 
     async def _call(self, script: str, keys: Sequence[str]) -> list[bytes | None]:
         return await self._link.call(
