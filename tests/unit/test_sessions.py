@@ -195,7 +195,7 @@ async def test_streams_of_a_person_whom_a_proxy_signs_in_end_with_the_sign_out(
 
 
 async def test_a_sign_out_before_the_streams_of_a_person_ends_none(
-    records: BreakableRecords, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+    records: BreakableRecords, clock: HeldClock
 ) -> None:
     """A node learns of it only when the person comes; on the node of the sign-out it is known."""
     first, second = node(records, clock), node(records, clock)
@@ -207,12 +207,6 @@ async def test_a_sign_out_before_the_streams_of_a_person_ends_none(
     for _ in range(3):
         await second.sessions.refresh()
     assert not second.ended(eva)
-    monkeypatch.setattr(module, "MAX_KNOWN_PEOPLE", 1)
-    second.sessions.notice(replace(eva, subject="max"))
-    await first.sessions.end(eva)
-    for _ in range(3):
-        await second.sessions.refresh()
-    assert not second.ended(eva)  # it is forgotten
 
 
 async def test_a_session_of_a_key_ends_alone(records: BreakableRecords, clock: HeldClock) -> None:
@@ -357,6 +351,20 @@ async def test_a_node_remembers_a_bounded_number(
     started = [await one.sessions.start(ANN) for _ in range(3)]
     assert [one.ended(ours) for _, ours in started] == [True, False, False]
     assert await one.sessions.find(started[0][0])  # it has not ended
+
+
+async def test_a_node_remembers_a_bounded_number_of_people(
+    records: BreakableRecords, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of sessions. The streams of the one that came longest ago are closed."""
+    monkeypatch.setattr(module, "MAX_KNOWN_PEOPLE", 2)
+    one = node(records, clock)
+    eva, max_, zoe = (replace(ANN, subject=name, by_proxy=True) for name in ("eva", "max", "zoe"))
+    for person in (eva, max_, eva, zoe):
+        one.sessions.notice(person)
+    assert [one.ended(person) for person in (eva, max_, zoe)] == [False, True, False]
+    assert not one.ended(replace(max_, session="session:x"))
+    assert not one.ended(replace(max_, by_proxy=False))
 
 
 @pytest.mark.parametrize(

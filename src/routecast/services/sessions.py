@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 # Sessions that a node remembers, more than it has streams by default. The streams of one that it
 # forgets are closed, because nobody would notice its end.
 MAX_KNOWN_SESSIONS: Final = 16_384
-# People that a node remembers whom a proxy signs in; it forgets the one that came longest ago.
+# People that a node remembers whom a proxy signs in. It forgets the one that came longest ago, and
+# closes the streams of that person, too.
 MAX_KNOWN_PEOPLE: Final = 16_384
 # Seconds between two looks at whether sessions were ended.
 SESSION_LOOK_SECONDS: Final = 1.0
@@ -185,7 +186,9 @@ class Sessions:
         self._people[subject] = None
         self._new_people.add(subject)
         if len(self._people) > MAX_KNOWN_PEOPLE:
-            self._new_people.discard(self._people.popitem(last=False)[0])
+            forgotten, _ = self._people.popitem(last=False)
+            self._new_people.discard(forgotten)
+            self._close_streams_of({forgotten})
 
     async def end(self, principal: Principal) -> None:
         """End all sessions of a person, on all nodes, and close their streams. Raises Unavailable.
@@ -256,8 +259,12 @@ class Sessions:
             elif sign_out is not None and sign_out != before:
                 gone.add(subject)
         if gone:
-            for follower in self.followers:
-                follower(lambda one: one.by_proxy and not one.session and one.subject in gone)
+            self._close_streams_of(gone)
+
+    def _close_streams_of(self, subjects: Collection[str]) -> None:
+        """Close the streams of people whom a proxy signs in."""
+        for follower in self.followers:
+            follower(lambda one: one.by_proxy and not one.session and one.subject in subjects)
 
     # -- keeping up -----------------------------------------------------------------------------
 
