@@ -12,6 +12,7 @@ from tests.support.server import Server
 from tests.support.tab import Tab
 
 RULES = "operators=read,admin,write; search=read:search; writers=write"
+SESSIONS = 3  # that a person may begin in a day
 DECISION = {"strategy": "hybrid", "provider": "gemini"}
 
 
@@ -27,6 +28,7 @@ class Signed:
             "ROUTECAST_OIDC_CLIENT_SECRET": CLIENT_SECRET,
             "ROUTECAST_OIDC_SCOPES": "openid email groups",
             "ROUTECAST_GROUP_RULES": RULES,
+            "ROUTECAST_MAX_SESSIONS_A_DAY": f"{SESSIONS}",
             **env,
         }
 
@@ -89,6 +91,22 @@ def test_a_person_without_a_rule_gets_nothing(signed: Signed, tab: Tab) -> None:
     expect(page.get_by_role("alert")).to_contain_text("it gives you no access here")
     expect(page.locator("#person")).to_be_hidden()
     assert page.url == f"{signed.server.url}/"
+
+
+def test_a_person_who_signs_in_too_often_waits(signed: Signed, tab: Tab) -> None:
+    """And is told so; the log does not say that the provider fails."""
+    page, before = tab.page, len(signed.server.log.read_text())
+    page.goto(signed.server.url)
+    sign_in(page, "writers")
+    expect(page.locator("#person")).to_be_visible()
+    for _ in range(SESSIONS):  # the provider remembers the person
+        page.context.clear_cookies(name="routecast_session")
+        page.goto(f"{signed.server.url}/auth/login")
+    expect(page.get_by_role("alert")).to_contain_text("You have signed in too many times")
+    expect(page.locator("#person")).to_be_hidden()
+    log = signed.server.log.read_text()[before:]
+    assert "got no session: too many sessions of this client" in log
+    assert "Nobody can sign in" not in log
 
 
 def test_a_person_who_declines_is_not_signed_in(signed: Signed, tab: Tab) -> None:

@@ -13,6 +13,7 @@ const RENEWAL_MS = 3_600_000;
 /** Why signing in by an identity provider failed, as the address says it. */
 const FAILURES = /** @type {Record<string, string>} */ ({
   unavailable: "The identity provider cannot be reached now. Try again later, or use a token or an API key.",
+  limited: "You have signed in too many times. Try again later.",
   refused: "The identity provider did not sign you in.",
   expired: "Signing in took too long, or was begun in another browser. Try again.",
   forbidden: "You are signed in at the identity provider, but it gives you no access here.",

@@ -22,7 +22,7 @@ from routecast.core.group_rules import GroupRules
 from routecast.edge.access import is_secure
 from routecast.edge.http.session import begin_session
 from routecast.edge.proxies import limit_key_of
-from routecast.errors import BadCredential, BadHead, Forbidden, NotFound, Unavailable
+from routecast.errors import BadCredential, BadHead, Forbidden, NotFound, OverLimit, Unavailable
 from routecast.ports import IdentityProvider, SignInAttempt
 from routecast.services.sessions import Sessions
 
@@ -128,6 +128,11 @@ async def _finish(
     try:
         principal = rules.read(await provider.claims(attempt, code), time())
         return await begin_session(request, sessions, principal, _to_page(request))
+    except OverLimit as error:
+        warnings.add(
+            "A person who was signed in by the identity provider got no session: %s", error
+        )
+        return _to_page(request, "limited")
     except Unavailable as error:
         warnings.add("Nobody can sign in by the identity provider now: %s", error)
         return _to_page(request, "unavailable")
