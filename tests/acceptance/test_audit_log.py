@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -180,6 +181,21 @@ def test_keys_and_revocations_are_logged(server: Server) -> None:
     assert routecast("token", "revoke", "--subject", "mallory", env=env).returncode == 0
     assert one(server, "revoke", kind="subject")["value"] == "mallory"
     assert secret[0] not in server.log.read_text()
+
+
+def test_a_renewal_is_no_sign_in(server: Server) -> None:
+    """A screen on a wall renews its session every hour."""
+    env = {**os.environ, "ROUTECAST_DATABASE_URL": server.database_url}
+    made = routecast("keys", "create", "--name", "wall", "--scope", "read", env=env)
+    (key,) = re.findall(r"rc_\w{8}_[\w-]{43}", made.stdout)
+    one(server, "key_created", subject="wall")
+    answer = httpx2.post(f"{server.url}/auth/session", headers=bearer(key), timeout=30)
+    cookie = {"Cookie": answer.headers["set-cookie"].partition(";")[0], "Origin": server.url}
+    for method in ("POST", "DELETE"):
+        answer = httpx2.request(method, f"{server.url}/auth/session", headers=cookie, timeout=30)
+        assert answer.is_success, answer.text
+    one(server, "sign_out", subject="wall")
+    one(server, "sign_in", subject="wall")
 
 
 def test_a_flood_of_refusals_is_limited(server: Server) -> None:

@@ -154,7 +154,7 @@ def session_router(
         if not principal.is_key:
             raise BadCredential("only a session of an API key can be renewed: sign in again")
         renewed = await sessions.renew(principal)
-        return _signed_in(request, credential.text, renewed)
+        return _with_cookie(request, credential.text, renewed)
 
     @router.delete(
         SESSION,
@@ -183,15 +183,15 @@ async def begin_session(
 ) -> Response:
     """Start a session; return an answer that brings its cookie, by default with the person."""
     text, ours = await sessions.start(principal)
-    return _signed_in(request, text, ours, answer)
+    record("sign_in", "A person signed in", **holder(ours), **trace_fields())
+    return _with_cookie(request, text, ours, answer)
 
 
-def _signed_in(
+def _with_cookie(
     request: Request, text: str, ours: Principal, answer: Response | None = None
 ) -> Response:
     """Return an answer that brings the cookie of a session."""
     assert ours.expires is not None
-    record("sign_in", "A person signed in", **holder(ours), **trace_fields())
     answer = answer or _json(_person(ours))
     _set_cookie(answer, request, text, max(round(ours.expires - time()), 1))
     return answer
