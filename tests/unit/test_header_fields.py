@@ -22,6 +22,14 @@ def test_other_fields_may_come_more_than_once() -> None:
     assert fields == {b"host": b"localhost:8000", b"accept": b"b"}
 
 
+def test_a_request_id_that_comes_more_than_once_is_not_used() -> None:
+    """Also if both are equal, as in the audit log."""
+    for second in (b"a", b"b"):
+        ids = [(b"x-request-id", b"a"), (b"x-request-id", second)]
+        assert read_fields([HOST, *ids], "1.1") == dict([HOST])
+    assert read_fields([HOST, ids[0]], "1.1") == dict([HOST, ids[0]])
+
+
 @pytest.mark.parametrize("version", ["1.1", "1.0", "2"])
 def test_a_request_without_host(version: str) -> None:
     """Only HTTP/1.1 must have one (RFC 9112, 3.2)."""

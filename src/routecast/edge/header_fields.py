@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
+from routecast.core.request_trace import REQUEST_ID
 from routecast.errors import BadHead
 
 # Fields that may come only once: with two values, it would be unclear which one counts (RFC 9110,
@@ -24,12 +25,16 @@ REMEMBERED_AGENTS: Final = 1_024
 def read_fields(headers: Sequence[tuple[bytes, bytes]], version: str) -> dict[bytes, bytes]:
     """Return the fields of a request by name; of a field that comes more than once, the last.
 
+    An `X-Request-Id` that comes more than once is left out: the audit log does not use it, either.
+
     `headers` have names in lower case; `version` is that of HTTP, such as 1.1. Raises BadHead if a
     field of ONCE comes twice, or if `Host` is missing or malformed (RFC 9112, 3.2).
     """
     fields = dict(headers)
     if len(fields) != len(headers):
         _check_once(headers)
+        if [name for name, _ in headers].count(REQUEST_ID) > 1:
+            del fields[REQUEST_ID]
     host = fields.get(b"host")
     if host is None:
         if version == "1.1":
