@@ -141,10 +141,11 @@ def rotate(
     expires: _Expires = None,
     database: DatabaseOption = None,
 ) -> None:
-    """Create a key with the name, scopes and projects of another one, which ends later.
+    """Replace a key by a new one with its name, scopes and projects.
 
-    The new key is printed once, on standard output. It ends when --expires
-    says; without that it lasts as long as the old one did.
+    The old key is accepted for the time of --overlap. The new key is printed
+    once, on standard output. It ends when --expires says; without that it lasts
+    as long as the old one did.
 
     Example: routecast keys rotate search --overlap 24h
     """
