@@ -256,24 +256,26 @@ async def test_a_slow_server_is_given_up(
     """The time is that of the whole fetch; afterwards no thread waits for the server."""
     monkeypatch.setattr(module, "JWKS_SECONDS", 0.2)
     async with dripping(head, each) as (port, _, left):
+        at = JwkSet(f"http://127.0.0.1:{port}/")
         with pytest.raises(Unavailable, match="did not come"):
-            await JwkSet(f"http://127.0.0.1:{port}/").fetch()
+            await at.fetch()
         async with asyncio.timeout(30):
             await left.wait()
-            await asyncio.get_running_loop().shutdown_default_executor()
+            await asyncio.to_thread(at._downloads._threads.shutdown)
 
 
 async def test_a_fetch_that_is_cancelled_leaves_no_thread() -> None:
     """The server stops while it waits for the provider."""
     async with dripping(b"HTTP/1.1 200 OK\r\n\r\n", b" ") as (port, asked, left):
-        task = asyncio.create_task(JwkSet(f"http://127.0.0.1:{port}/").fetch())
+        at = JwkSet(f"http://127.0.0.1:{port}/")
+        task = asyncio.create_task(at.fetch())
         await asked.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         async with asyncio.timeout(30):
             await left.wait()
-            await asyncio.get_running_loop().shutdown_default_executor()
+            await asyncio.to_thread(at._downloads._threads.shutdown)
 
 
 @pytest.mark.parametrize(

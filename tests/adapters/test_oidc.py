@@ -5,16 +5,22 @@ What a good provider answers is in `tests/browser/test_oidc.py`.
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import pytest
 
+from routecast.adapters import jwks
 from routecast.adapters import oidc as module
+from routecast.adapters.jwks import JwkSet
 from routecast.adapters.oidc import MAX_REDEEMED, MAX_WAITING_CODES, OidcProvider
 from routecast.errors import BadCredential, Unavailable
 from routecast.ports import SignInAttempt
+from tests.support.running_services import until
 from tests.support.upstream import Received, Upstream, upstream
 
 ATTEMPT = SignInAttempt("state", "nonce", "verifier", "http://127.0.0.1/auth/callback")
@@ -33,6 +39,7 @@ class SlowSite:
         self._lock = threading.Lock()
         self.issuer = f"http://127.0.0.1:{site.port}"
         self.keys = f"{self.issuer}/jwks"
+        self.token_endpoint = f"{self.issuer}/token"
         site.answer = self._answer
 
     def _answer(self, asked: Received) -> bytes:
@@ -50,7 +57,7 @@ class SlowSite:
         found = {
             "issuer": self.issuer,
             "authorization_endpoint": f"{self.issuer}/authorize",
-            "token_endpoint": f"{self.issuer}/token",
+            "token_endpoint": self.token_endpoint,
             "jwks_uri": self.keys,
         }
         body = json.dumps(found).encode()
@@ -73,7 +80,8 @@ def slow_site() -> Iterator[SlowSite]:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowSite]:
     """A provider that has not answered yet, and that is not given up."""
-    monkeypatch.setattr(module, "JWKS_SECONDS", 120.0)
+    for each in (jwks, module):
+        monkeypatch.setattr(each, "JWKS_SECONDS", 120.0)
     with slow_site() as made:
         yield made
 
@@ -120,3 +128,77 @@ async def test_few_codes_are_redeemed_at_once(slow: SlowSite) -> None:
     assert slow.most <= MAX_REDEEMED
     with pytest.raises(BadCredential, match="does not accept the code"):
         await provider.claims(ATTEMPT, "later")
+
+
+class FullListener:
+    """A listener that takes no further connection: who connects waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tried = threading.Semaphore(0)  # once for each connection that is begun
+        self.times: list[float] = []  # what each may take
+        self._stack = ExitStack()
+        listener = self._stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        self.address = listener.getsockname()
+        for _ in range(3):
+            filling = self._stack.enter_context(socket.socket())
+            filling.setblocking(False)
+            with suppress(BlockingIOError):
+                filling.connect(self.address)
+        connect = socket.create_connection
+
+        def observed(address: tuple[str, int], timeout: float, *rest: Any) -> socket.socket:
+            if address == self.address:
+                self.times.append(timeout)
+                self.tried.release()
+            return connect(address, timeout, *rest)
+
+        monkeypatch.setattr(socket, "create_connection", observed)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.address[1]}/token"
+
+    def close(self) -> None:
+        """Refuse all who wait."""
+        self._stack.close()
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[FullListener]:
+    made = FullListener(monkeypatch)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("what", ["codes", "keys"])
+async def test_what_is_given_up_while_it_connects_keeps_no_other_work_waiting(
+    slow: SlowSite, full: FullListener, what: str
+) -> None:
+    """A thread that connects cannot be stopped: few do, and commits have other threads."""
+    slow.lets_go.set()
+    slow.token_endpoint = full.url
+    provider = provider_at(slow)
+    await provider.address(ATTEMPT)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    keys = JwkSet(full.url)
+    threads = 1 if what == "keys" else MAX_REDEEMED
+
+    def ask() -> asyncio.Task[Any]:
+        asked = keys.fetch() if what == "keys" else provider.claims(ATTEMPT, "code")
+        return asyncio.ensure_future(asked)
+
+    for _ in range(threads):
+        given_up = ask()
+        await until(lambda: full.tried.acquire(blocking=False))
+        given_up.cancel()
+    later = [ask() for _ in range(threads)]
+    async with asyncio.timeout(60):
+        await asyncio.to_thread(int)
+        # Nor do they keep what the provider says about itself waiting.
+        await provider_at(slow).address(ATTEMPT)
+    assert len(full.times) == threads
+    assert max(full.times) <= jwks.JWKS_SECONDS
+    for each in later:
+        each.cancel()

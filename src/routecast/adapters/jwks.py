@@ -7,11 +7,12 @@ answer has limits of time and size, and a key that cannot be used does not spoil
 import asyncio
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
 from ipaddress import ip_address
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import (
@@ -39,6 +40,7 @@ JWKS_SECONDS: Final = 5.0
 # Characters of a key's number in base64url.
 _MAX_NUMBER: Final = MAX_RSA_BITS // 6 + 2
 _MAX_KID: Final = 255
+T = TypeVar("T")
 
 # The algorithm of each type of key (`kty`), and the members that make the key.
 _KEY_TYPES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
@@ -54,6 +56,7 @@ class JwkSet:
     def __init__(self, url: str) -> None:
         self._url = url
         self._shown = masked(url)
+        self._downloads = Downloads(1)
         setting = f"jwks_url (ROUTECAST_JWKS_URL) {self._shown!r}"
         try:
             parts = urlsplit(url)
@@ -75,16 +78,13 @@ class JwkSet:
         request = Request(self._url, headers={"Accept": "application/json"})  # noqa: S310  -- checked
         download = Download(request, self._local)
         try:
-            async with asyncio.timeout(JWKS_SECONDS):
-                keys = await asyncio.to_thread(lambda: read_set(download.run()))
+            keys = await self._downloads.run(download, lambda: read_set(download.run()))
         except TimeoutError:
             raise Unavailable(
                 f"the keys for tokens at {self._shown} did not come within {JWKS_SECONDS:g} s"
             ) from None
         except BadAnswer as error:
             raise Unavailable(f"the keys for tokens at {self._shown}: {error}") from None
-        finally:
-            download.abort()
         if not keys:
             raise Unavailable(
                 f"the keys for tokens at {self._shown}: none can be used; there must be an RSA key "
@@ -105,8 +105,30 @@ class BadAnswer(Exception):
         self.status = status
 
 
+class Downloads:
+    """Runs downloads in `at_once` threads of its own.
+
+    One that is given up keeps its thread while it looks up a name or connects, which cannot be
+    ended from outside. In the threads of asyncio, it would keep commits and revocations waiting.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._threads = ThreadPoolExecutor(at_once, "download")
+
+    async def run(self, download: "Download", work: Callable[[], T]) -> T:
+        """Return what `work` returns, which runs the download. Cancelling it is safe.
+
+        Raises BadAnswer, and TimeoutError after JWKS_SECONDS, also if no thread was free.
+        """
+        try:
+            async with asyncio.timeout(JWKS_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            download.abort()
+
+
 class Download:
-    """One fetch of up to MAX_JWKS_BYTES, in a thread. `abort` ends it from another one.
+    """One fetch of up to MAX_JWKS_BYTES, in a thread. Once connected, `abort` ends it from another.
 
     `local` is whether the host is this machine.
     """
@@ -127,8 +149,8 @@ class Download:
             _SameHost(),
         )
         try:
-            # Each step may take longer than all of it: `abort` comes first.
-            with opener.open(self._request, timeout=2 * JWKS_SECONDS) as answer:
+            # The time of each step, for those that `abort` cannot end: one address, or TLS.
+            with opener.open(self._request, timeout=JWKS_SECONDS) as answer:
                 if answer.status != 200:
                     raise BadAnswer(f"the answer has the status {answer.status}")
                 body: bytes = answer.read(MAX_JWKS_BYTES + 1)

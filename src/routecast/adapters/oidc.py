@@ -20,7 +20,14 @@ from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from authlib.oidc.core import CodeIDToken
 from joserfc.errors import JoseError
 
-from routecast.adapters.jwks import JWKS_SECONDS, BadAnswer, Download, JwkSet, is_loopback
+from routecast.adapters.jwks import (
+    JWKS_SECONDS,
+    BadAnswer,
+    Download,
+    Downloads,
+    JwkSet,
+    is_loopback,
+)
 from routecast.adapters.jwt_keys import JwtVerifier
 from routecast.core.claims import LEEWAY
 from routecast.errors import BadCredential, BadSettings, Unavailable
@@ -76,6 +83,9 @@ class OidcProvider:
         # It reads what the provider says about itself; all who need that wait for it.
         self._reading: asyncio.Task[tuple[_Discovery, JwtVerifier]] | None = None
         self._turns = asyncio.Semaphore(MAX_REDEEMED)
+        # A code that is given up may keep its thread, so codes have no more threads than turns.
+        self._code_downloads = Downloads(MAX_REDEEMED)
+        self._discovery_downloads = Downloads(1)
         self._waiting = 0
 
     async def address(self, attempt: SignInAttempt) -> str:
@@ -143,7 +153,7 @@ class OidcProvider:
             "POST", discovery.token_endpoint, dict(_FORM_TYPE), body
         )
         try:
-            answer = await _ask(url, headers, body.encode())
+            answer = await _ask(self._code_downloads, url, headers, body.encode())
         except BadAnswer as error:
             if error.status is not None and 400 <= error.status < 500:
                 raise BadCredential("the identity provider does not accept the code") from None
@@ -183,7 +193,7 @@ class OidcProvider:
     ) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {tokens.access_token}"}
         try:
-            answer = await _ask(discovery.userinfo_endpoint, headers)
+            answer = await _ask(self._code_downloads, discovery.userinfo_endpoint, headers)
         except BadAnswer as error:
             raise Unavailable(f"the identity provider: {error}") from None
         info = _decoded(answer, dict[str, Any])
@@ -203,7 +213,8 @@ class OidcProvider:
     async def _read_discovery(self) -> tuple[_Discovery, JwtVerifier]:
         now = time.monotonic()
         try:
-            answer = await _ask(self._issuer.rstrip("/") + _DISCOVERY_PATH, {})
+            url = self._issuer.rstrip("/") + _DISCOVERY_PATH
+            answer = await _ask(self._discovery_downloads, url, {})
             found = _decoded(answer, _Discovery)
             if found.issuer != self._issuer:
                 raise BadAnswer("it names another issuer than ROUTECAST_OIDC_ISSUER")
@@ -227,18 +238,17 @@ def _take_error(done: asyncio.Task[Any]) -> None:
         done.exception()
 
 
-async def _ask(url: str, headers: Mapping[str, str], body: bytes | None = None) -> bytes:
+async def _ask(
+    downloads: Downloads, url: str, headers: Mapping[str, str], body: bytes | None = None
+) -> bytes:
     """Return the body of an answer. Raises BadAnswer."""
     given = {"Accept": "application/json", **headers}
     request = Request(url, body, given)  # noqa: S310  -- `_require_safe` has checked it
     download = Download(request, is_loopback(urlsplit(url).hostname or ""))
     try:
-        async with asyncio.timeout(JWKS_SECONDS):
-            return await asyncio.to_thread(download.run)
+        return await downloads.run(download, download.run)
     except TimeoutError:
         raise BadAnswer(f"no answer within {JWKS_SECONDS:g} s") from None
-    finally:
-        download.abort()
 
 
 def _decoded(body: bytes, kind: type[T]) -> T:
