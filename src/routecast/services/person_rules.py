@@ -10,6 +10,7 @@ from routecast.core.claims import ClaimRules
 from routecast.core.decision import SECOND
 from routecast.core.group_rules import GroupRules
 from routecast.core.tickets_and_sessions import SESSION_SECONDS
+from routecast.errors import BadCredential
 from routecast.ports import Clock
 from routecast.services.authenticator import Authenticator
 
@@ -24,7 +25,11 @@ class AssertionRules:
     def read(self, payload: bytes, now: float) -> Principal:
         """Return the principal of the person. Raises BadCredential, Forbidden."""
         valid = self._claims.read(payload, now)
-        person = self._groups.read(msgspec.json.decode(payload), now)
+        try:
+            given = msgspec.json.decode(payload)
+        except (msgspec.DecodeError, ValueError, RecursionError):  # in a claim that is not read
+            raise BadCredential("the token's claims are not JSON") from None
+        person = self._groups.read(given, now)
         return replace(
             person,
             expires=valid.expires,
