@@ -17,7 +17,7 @@ from routecast.core.default_session import DefaultSession
 from routecast.core.message import Encoding
 from routecast.core.payload import Payload
 from routecast.core.sites import Sites
-from routecast.edge.access import Access, CookieIn, TicketIn
+from routecast.edge.access import MAX_VERIFYING_OF_ADDRESS, Access, CookieIn, TicketIn
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.ws.connection import (
     NEXT_STATES,
@@ -347,6 +347,7 @@ async def slow(client: Client) -> SlowAuthenticator:
 
 
 READER = Principal("ana", frozenset({Scope.READ}))
+HERE = "192.0.2.1"
 
 
 async def test_a_handshake_waits_for_the_verification(
@@ -428,18 +429,43 @@ async def test_the_number_and_the_time_of_verifications_are_limited(
     """Over it, clients are told to come back."""
     monkeypatch.setattr("routecast.edge.access.MAX_VERIFYING", 2)
     access = client.edge.admission.access
-    tasks = [asyncio.create_task(access.authenticate("a")) for _ in range(2)]
+    tasks = [asyncio.create_task(access.authenticate("a", HERE)) for _ in range(2)]
     await asyncio.sleep(0)
-    with pytest.raises(Unavailable, match="too many"):
-        await access.authenticate("a")
+    with pytest.raises(Unavailable, match="too many credentials are"):
+        await access.authenticate("a", HERE)
     # Of each kind of credential: others do not wait for the provider of tokens.
-    for other in (CookieIn("a"), TicketIn("a", "192.0.2.1")):
+    for other in (CookieIn("a"), TicketIn("a", HERE)):
         with pytest.raises(BadCredential, match="this server has no"):
-            await access.authenticate(other)
+            await access.authenticate(other, HERE)
     tasks.pop().cancel()
     await asyncio.sleep(0)
     monkeypatch.setattr("routecast.edge.access.VERIFY_SECONDS", 0.01)
     with pytest.raises(Unavailable, match="in time"):
-        await access.authenticate("a")
+        await access.authenticate("a", HERE)
     slow.told.set_result(READER)
     assert await tasks.pop() is READER
+
+
+async def test_one_address_leaves_room_for_the_credentials_of_others(
+    client: Client, slow: SlowAuthenticator
+) -> None:
+    """Over its limit it is told to come back, until one of its own is verified or given up."""
+    access = client.edge.admission.access
+
+    async def begin(address: str) -> asyncio.Task[Principal]:
+        task = asyncio.create_task(access.authenticate("a", address))
+        await asyncio.sleep(0)
+        return task
+
+    tasks = [await begin(HERE) for _ in range(MAX_VERIFYING_OF_ADDRESS)]
+    with pytest.raises(Unavailable, match="of this address"):
+        await access.authenticate("a", HERE)
+    with pytest.raises(BadCredential, match="this server has no"):
+        await access.authenticate(CookieIn("a"), HERE)  # another kind
+    tasks.append(await begin("198.51.100.7"))
+    tasks[0].cancel()
+    await asyncio.sleep(0)
+    tasks[0] = await begin(HERE)
+    slow.told.set_result(READER)
+    assert await asyncio.gather(*tasks) == [READER] * len(tasks)
+    assert not any(access._verifying.values())

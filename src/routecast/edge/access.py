@@ -14,7 +14,7 @@ import asyncio
 import re
 from base64 import urlsafe_b64decode
 from binascii import Error
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +59,8 @@ MAX_PARAMETERS: Final = 1_000
 # of an identity provider are fetched; and the seconds for which each may wait. The number is that
 # of each kind of credential, so that a slow provider does not keep sessions and tickets waiting.
 MAX_VERIFYING: Final = 256
+# Those of one address, also of each kind, so that it keeps no other address waiting.
+MAX_VERIFYING_OF_ADDRESS: Final = 16
 VERIFY_SECONDS: Final = 5.0
 # Subprotocols of an upgrade with a credential, and cookies of a request. Browsers send a few, and a
 # head has room for 32,000.
@@ -125,8 +127,8 @@ class Access:
         self.slow_refusals = slow_refusals or SlowRefusals()
         self._proxy = proxy or ProxySignIn(Proxies(""))
         self._people = people
-        # How many are being verified, by the kind of credential.
-        self._verifying: Counter[type[Credential]] = Counter()
+        # How many are being verified, by the kind of credential, and by address.
+        self._verifying: defaultdict[type[Credential], Counter[str]] = defaultdict(Counter)
 
     @property
     def required(self) -> bool:
@@ -175,23 +177,27 @@ class Access:
         if principal.by_proxy and not principal.session and self._sessions is not None:
             self._sessions.notice(principal)
 
-    async def authenticate(self, credential: Credential) -> Principal:
+    async def authenticate(self, credential: Credential, address: str) -> Principal:
         """Return whose credential it is, within VERIFY_SECONDS. Raises BadCredential, Unavailable.
 
-        Cancelling it is safe.
+        `address` is its client's, as limits count it. Cancelling it is safe.
         """
         assert self._authenticator is not None
-        kind = type(credential)
-        if self._verifying[kind] >= MAX_VERIFYING:
+        verifying = self._verifying[type(credential)]
+        if verifying.total() >= MAX_VERIFYING:
             raise Unavailable("too many credentials are being verified")
-        self._verifying[kind] += 1
+        if verifying[address] >= MAX_VERIFYING_OF_ADDRESS:
+            raise Unavailable("too many credentials of this address are being verified")
+        verifying[address] += 1
         try:
             async with asyncio.timeout(VERIFY_SECONDS):
                 principal = await self._verify(credential, self._authenticator)
         except TimeoutError:
             raise Unavailable("the credential could not be verified in time") from None
         finally:
-            self._verifying[kind] -= 1
+            verifying[address] -= 1
+            if not verifying[address]:
+                del verifying[address]
         # It may have been revoked after it was verified, before this task had its turn.
         if isinstance(credential, str):
             return self._authenticator.recognise(credential) or principal
@@ -216,12 +222,12 @@ class Access:
             return await self._sessions.find_by_id(principal.session)
         return principal
 
-    async def identify(self, credential: Credential | None) -> Principal:
-        """Return whose credential it is. Raises as `recognise` does."""
+    async def identify(self, credential: Credential | None, address: str) -> Principal:
+        """Return whose credential it is. Raises as `authenticate` does, which has `address`."""
         principal = self.recognise(credential)
         if principal is None:
             assert credential is not None
-            principal = await self.authenticate(credential)
+            principal = await self.authenticate(credential, address)
         return principal
 
     def require_valid(self, principal: Principal) -> None:

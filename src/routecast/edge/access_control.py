@@ -18,6 +18,7 @@ from routecast.edge.access import (
     without_ticket,
 )
 from routecast.edge.gate import refuse_request
+from routecast.edge.proxies import limit_key_of
 from routecast.errors import (
     BadCredential,
     BadHead,
@@ -75,7 +76,8 @@ class AccessControl:
         needed = SCOPE_OF_ROUTE.get(route)
         if needed is None and route in SCOPE_OF_ROUTE:
             return await self._visitor(scope, path)
-        principal = await self._access.identify(self._access.credential_of(scope))
+        credential = self._access.credential_of(scope)
+        principal = await self._access.identify(credential, limit_key_of(scope))
         require_scope(principal, needed)
         if path not in _PATHS:
             raise NotFound("there is nothing at this path")

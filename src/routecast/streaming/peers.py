@@ -170,7 +170,7 @@ class Peers:
 
     async def _renew_later(self, peer: "V1Peer", token: str, verifier: CredentialVerifier) -> None:
         try:
-            principal = await verifier.authenticate(token)
+            principal = await verifier.authenticate(token, peer.client)
         except (BadCredential, Unavailable) as error:
             peer.refuse_renewal(error)
         else:

@@ -36,8 +36,8 @@ class CredentialVerifier(Protocol):
         """Return the principal at once; None if `authenticate` must be awaited. Raises as that."""
         ...
 
-    async def authenticate(self, credential: str) -> Principal:
-        """Return the principal within seconds. Cancelling it is safe.
+    async def authenticate(self, credential: str, address: str) -> Principal:
+        """Return the principal within seconds; `address` is its client's. Cancelling it is safe.
 
         Raises BadCredential, Unavailable.
         """

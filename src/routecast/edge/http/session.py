@@ -145,7 +145,7 @@ def session_router(
         access.require_private_request(request.scope)
         credential = await _given(request) or access.credential_of(request.scope)
         try:
-            principal = await access.identify(credential)
+            principal = await access.identify(credential, limit_key_of(request.scope))
         except BadCredential as error:
             address, text = limit_key_of(request.scope), text_of_credential(lambda: credential)
             raise await access.slow_refusals.refused(error, address, text) from None
@@ -204,7 +204,9 @@ async def _principal(access: Access, request: Request) -> Principal | None:
     """
     try:
         credential = access.credential_of(request.scope)
-        return None if credential is None else await access.identify(credential)
+        if credential is None:
+            return None
+        return await access.identify(credential, limit_key_of(request.scope))
     except BadCredential as error:
         refusal = await access.refused(error, request.scope)
         if isinstance(refusal, OverLimit):

@@ -548,7 +548,8 @@ class WebSocketConnection(asyncio.Protocol):
     ) -> None:
         """Open the connection or refuse it, once its credential is verified."""
         try:
-            principal = await self._edge.admission.access.authenticate(credential)
+            access = self._edge.admission.access
+            principal = await access.authenticate(credential, self.client)
             session = self._admit(request, principal, agreed)
         except RoutecastError as error:
             await self._refuse_later(*self._judge(error, request))
