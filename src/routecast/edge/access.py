@@ -59,8 +59,8 @@ MAX_PARAMETERS: Final = 1_000
 # of an identity provider are fetched; and the seconds for which each may wait. The number is that
 # of each kind of credential, so that a slow provider does not keep sessions and tickets waiting.
 MAX_VERIFYING: Final = 256
-# Those of one address, also of each kind, so that it keeps no other address waiting.
-MAX_VERIFYING_OF_ADDRESS: Final = 16
+# Those of one address, also of each kind: a quarter, because many people may share an address.
+MAX_VERIFYING_OF_ADDRESS: Final = 64
 VERIFY_SECONDS: Final = 5.0
 # Subprotocols of an upgrade with a credential, and cookies of a request. Browsers send a few, and a
 # head has room for 32,000.
