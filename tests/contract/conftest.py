@@ -7,6 +7,7 @@ from typing import Protocol
 
 import pytest
 
+from routecast.adapters import redis_client
 from routecast.adapters.store import names
 from routecast.adapters.store.postgres import PostgresStore, compactor
 from routecast.adapters.store.postgres import folding as postgres_folding
@@ -92,10 +93,12 @@ async def store(connect: Connect) -> AsyncIterator[Database]:
 
 
 @pytest.fixture(params=["memory", "redis"])
-def shared(request: pytest.FixtureRequest) -> Shared:
-    """Each engine that nodes share in turn."""
+def shared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Shared:
+    """Each engine that nodes share in turn; a busy machine may be slow to reach it."""
     if request.param == "memory":
         return SharedMemory()
+    for limit in ("REDIS_CONNECT_SECONDS", "REDIS_ANSWER_SECONDS", "CALL_SECONDS"):
+        monkeypatch.setattr(redis_client, limit, 30.0)
     return SharedRedis(request.getfixturevalue("redis_url"))
 
 

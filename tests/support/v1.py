@@ -4,7 +4,6 @@ It shares no code with Routecast: patches are applied as RFC 7396 says.
 """
 
 import asyncio
-import copy
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -133,7 +132,7 @@ def merged(document: Any, patch: Any) -> Any:
     """Apply a merge patch (RFC 7396, section 2)."""
     if not isinstance(patch, dict):
         return patch
-    target = copy.deepcopy(document) if isinstance(document, dict) else {}
+    target = dict(document) if isinstance(document, dict) else {}
     for name, value in patch.items():
         if value is None:
             target.pop(name, None)
