@@ -101,16 +101,16 @@ def test_known_revocations_hold_and_new_sign_ins_are_refused(
         redis.kill()
         for node in nodes:
             until(lambda asked=node: "sessions: " in problems(asked))
-        # What is known holds.
+        # Known credentials and revocations hold.
         assert [status(node, before) for node in nodes] == [401, 401]
         assert [status(node, kept) for node in nodes] == [426, 426]
         assert upgrade(stored, **page) == 101
-        # A revocation that reached nobody through Redis holds where the database is read, and the
-        # other node says that it does not know of new ones.
+        # A new revocation holds on the node that reads the database. The other node says that it
+        # does not know of new ones.
         revoke(stored, "during")
         until(lambda: status(stored, during) == 401)
         assert "keys: " in problems(streaming)
-        # What would have to be stored in Redis, or looked up there, is refused.
+        # Requests that need Redis are refused.
         refused(ask(stored, "POST", SESSION, json={"credential": kept}, headers=own))
         refused(ask(stored, "POST", "/v1/tickets", headers=bearer(kept)))
         refused(ask(stored, "GET", f"/sse/metrics?ticket={ticket}"))

@@ -1,6 +1,6 @@
 """Signing in by an identity provider that is slow, while anyone asks: a real HTTP server.
 
-What a good provider answers is in `tests/browser/test_oidc.py`.
+`tests/browser/test_oidc.py` tests a good provider.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class SlowSite:
         return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
     async def wait_for(self, requests: int) -> None:
-        """Return after so many requests."""
+        """Return once the site has received this number of requests."""
         for _ in range(requests):
             assert await asyncio.to_thread(self.asked.acquire, timeout=30)
 

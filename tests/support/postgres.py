@@ -104,7 +104,7 @@ class OwnPostgres(Postgres):
         # The kernel ends the server with the thread that started it, so that is a thread that
         # stays.
         self._thread = ThreadPoolExecutor(1)
-        # What a process wrote is there after it is killed; only the machine's end would lose it.
+        # A killed process loses nothing that it wrote; a machine that fails would.
         usual = {"listen_addresses": "", "max_connections": "80", "fsync": "off"}
         self._settings = {**usual, **(settings or {})}
         # A short path, because the name of a socket is limited.

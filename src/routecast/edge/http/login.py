@@ -35,7 +35,7 @@ ATTEMPT_SECONDS: Final = 600
 # Characters of a code; the longest ones are tokens.
 MAX_CODE: Final = 8_192
 
-# Codes of one address that are redeemed or wait for that, so that it keeps nobody else waiting.
+# Codes of one address that are redeemed or wait for that, so that others need not wait for it.
 MAX_CODES_OF_ADDRESS: Final = 16
 # Of warnings about the same, one is logged in this time, in seconds: anyone can cause them.
 WARN_SECONDS: Final = 10.0
