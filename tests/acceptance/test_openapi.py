@@ -92,7 +92,10 @@ def ask_as_operator(server: Server, found: Answers) -> None:
 
     ask(nodes, "GET", nodes)
     for subprotocols in (None, ["routecast.v1.json"]):
-        with connect(server.ws_url, subprotocols=subprotocols) as stream:  # type: ignore[arg-type]
+        with connect(
+            server.ws_url,
+            subprotocols=subprotocols,  # type: ignore[arg-type]  # -- a NewType of str
+        ) as stream:
             stream.recv()
             if subprotocols:
                 stream.send('{"type":"subscribe","id":"a","filter":{"model":["x"]}}')

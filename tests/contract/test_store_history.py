@@ -74,7 +74,7 @@ names = st.sampled_from(NAMED).flatmap(
 def renamed(decision: DecisionRecord, places: set[tuple[str, str]]) -> DecisionRecord:
     """Return a decision in which each of these names is replaced by `other`."""
     changed = {part: "other" for part, name in places if getattr(decision, part) == name}
-    return decision._replace(**changed)  # type: ignore[arg-type]
+    return decision._replace(**changed)  # type: ignore[arg-type]  # -- the names are texts
 
 
 class StoreLife(RuleBasedStateMachine):
